@@ -64,7 +64,7 @@ struct backend_item {
 
 struct backend_wait;
 /* Hands over the answer: status is a BACKEND_ code, HIT with a value (bytes is
- * valid during the call only), MISS for "ask again", or ERROR_LOADED with the
+ * valid during the call only), MISS for "ask again", or BACKEND_ELOAD with the
  * load's error as text. Must not call the backend; must only note and return.
  */
 typedef void backend_wake_fn(struct backend_wait *wait, int status,

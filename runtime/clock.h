@@ -26,7 +26,10 @@ uint64_t clock_now_ms(void);
 /* Reads the system's clock and writes the word. */
 uint64_t clock_update(void);
 
-/* Bracket every stretch of Lua: while a loop is inside, the ticker ticks. */
+/* Bracket every stretch of Lua: while a loop is inside, the ticker ticks. Both
+ * on one thread, and they nest. Call clock_update before entering: neither
+ * reads the system's clock, and neither makes a call unless the ticker is
+ * parked. */
 void clock_enter(void);
 void clock_leave(void);
 

@@ -35,7 +35,8 @@ enum setting_id {
   SETTING_MEMORY_MAX_BYTES,      /* bytes, also 64M, 1GiB; a quarter of the
                                     machine's or cgroup's memory, <= 1 GiB */
   SETTING_METRICS_LISTEN,        /* host:port */
-  SETTING_LOG,                   /* MOONSTASH_LOG: error, warn, info, debug */
+  SETTING_LOG,                   /* MOONSTASH_LOG: error, warn, info, debug;
+                                    warn */
   SETTING_COUNT
 };
 
@@ -52,21 +53,25 @@ typedef void settings_warn_fn(void *ud, const char *line);
  * line in err naming variable and value (a secret's value is not shown): a
  * value that cannot be read, or settings that contradict each other. */
 int settings_open(struct settings **out, char *const *environ_,
-                  settings_warn_fn *warn, void *ud, char *err,
-                  size_t err_size);
+                  settings_warn_fn *warn, void *ud, char *err, size_t err_size);
 void settings_close(struct settings *s);
 
 /* The id of a lower-case name without CACHE_ ("default_ttl"; "log" for
  * MOONSTASH_LOG), or -1 with the nearest known name in *nearest. */
 int settings_find(const char *name, const char **nearest);
 
-/* Sets one value from its text ("" = back to the default), then checks the
- * whole for contradictions. Returns 0; or -1 with one line in err, and nothing
- * has changed. Its source becomes "configure_caches". */
+/* Sets one value from its text ("" = back to the default, from where it is
+ * unset again). Its source becomes "configure_caches". Returns 0; or -1 with
+ * one line in err, and nothing has changed. Looks at this value alone: those
+ * that need each other are put one after the other, then settings_check. */
 int settings_put(struct settings *s, int id, const char *text, char *err,
                  size_t err_size);
 
-/* A deep copy, for changing several at once and swapping on success. */
+/* Returns 0, or -1 with one line in err if settings contradict each other. */
+int settings_check(const struct settings *s, char *err, size_t err_size);
+
+/* A deep copy, for changing several at once and swapping on success: copy,
+ * put each, check, then close one of the two. NULL: no memory. */
 struct settings *settings_copy(const struct settings *s);
 
 int settings_is_set(const struct settings *s, int id);
@@ -82,7 +87,8 @@ const char *settings_text(const struct settings *s, int id); /* NULL: unset */
 double settings_number(const struct settings *s, int id); /* booleans: 0, 1 */
 
 /* Writes the value as --env shows it: "unset", secrets as "****" (in a URL
- * only the password). Returns buf. */
+ * only the password), bytes that are not printable ASCII as \xNN, and "..." at
+ * the end of what does not fit. size >= 4. Returns buf. */
 const char *settings_show(const struct settings *s, int id, char *buf,
                           size_t size);
 

@@ -1,0 +1,327 @@
+/* One runtime: a libuv loop, a Lua state with its scheduler, settings, log.
+ *
+ * Owns all of them and frees them in this order: tasks are cancelled and
+ * drained, the scheduler's handles closed and the loop run until they are
+ * gone, the state closed, its stores freed, the loop closed, settings last.
+ */
+#define _GNU_SOURCE
+#include "host/runtime.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "host/settings.h"
+
+enum { LINE_MAX_BYTES = 1024 };
+
+struct moonstash {
+  moonstash_options options; /* ours: fields the caller does not know are 0 */
+  uv_loop_t loop;
+  struct bind bind;
+  struct settings *settings;
+  int log_level;
+  int running;               /* inside run, poll or close */
+  char error[LINE_MAX_BYTES]; /* moonstash_last_error */
+};
+
+const char *moonstash_version(void) {
+  return MOONSTASH_VERSION;
+}
+
+unsigned moonstash_version_number(void) {
+  return MOONSTASH_VERSION_NUMBER;
+}
+
+const char *moonstash_strerror(int code) {
+  switch (code) {
+  case MOONSTASH_OK:
+    return "no error";
+  case MOONSTASH_EINVAL:
+    return "invalid argument or setting";
+  case MOONSTASH_ENOMEM:
+    return "out of memory";
+  case MOONSTASH_EIO:
+    return "cannot open the event loop or a file";
+  case MOONSTASH_ESYNTAX:
+    return "the Lua source does not compile";
+  case MOONSTASH_ELUA:
+    return "the runtime cannot go on";
+  case MOONSTASH_EBUSY:
+    return "called from inside the runtime";
+  }
+  return "unknown error";
+}
+
+const char *moonstash_last_error(const moonstash *m) {
+  return m != NULL ? m->error : "";
+}
+
+static void log_line(void *ud, int level, const char *line) {
+  moonstash *m = ud;
+  if (m->options.log_fn != NULL && level <= m->log_level)
+    m->options.log_fn(m->options.ud, level, line);
+}
+
+static void log_warning(void *ud, const char *line) {
+  log_line(ud, MOONSTASH_LOG_WARN, line);
+}
+
+static void uncaught(void *ud, const struct task *t, const char *trace) {
+  moonstash *m = ud;
+  char name[32];
+  snprintf(name, sizeof name, "task %llu", (unsigned long long)t->id);
+  if (trace != NULL && m->options.error_fn != NULL)
+    m->options.error_fn(m->options.ud, t->flags & TASK_MAIN ? "main" : name,
+                        trace);
+}
+
+static int fail(moonstash *m, int code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(m->error, sizeof m->error, format, args);
+  va_end(args);
+  return code;
+}
+
+/* ---- settings ------------------------------------------------------------ */
+
+/* This version has no Redis: a configured one must not be ignored. */
+static int refuse_redis(const struct settings *s, char *err, size_t size) {
+  static const int ids[] = {SETTING_REDIS_HOST, SETTING_REDIS_URL};
+  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+    if (settings_is_set(s, ids[i])) {
+      snprintf(err, size, "Redis: not in this version (%s is set)",
+               settings_variable(ids[i]));
+      return -1;
+    }
+  return 0;
+}
+
+static int level_of(const char *name) {
+  static const char *const levels[] = {"error", "warn", "info", "debug"};
+  for (int i = 0; name != NULL && i < 4; i++)
+    if (strcmp(name, levels[i]) == 0)
+      return i;
+  return MOONSTASH_LOG_WARN;
+}
+
+static int get_setting(void *ud, int i, struct bind_setting *out) {
+  moonstash *m = ud;
+  if (i < 0 || i >= SETTING_COUNT)
+    return 0;
+  out->name = settings_name(i);
+  out->variable = settings_variable(i);
+  out->source = settings_source(m->settings, i);
+  out->text = settings_text(m->settings, i);
+  out->number = settings_number(m->settings, i);
+  out->kind = settings_kind(i);
+  settings_show(m->settings, i, out->shown, sizeof out->shown);
+  return 1;
+}
+
+static int configure(void *ud, const char *const *names,
+                     const char *const *texts, int n, char *err, size_t size) {
+  moonstash *m = ud;
+  struct settings *next = settings_copy(m->settings);
+  int rc = next != NULL ? 0 : -1;
+  if (rc < 0)
+    snprintf(err, size, "not enough memory");
+  for (int i = 0; i < n && rc == 0; i++) {
+    const char *nearest = NULL;
+    int id = settings_find(names[i], &nearest);
+    if (id < 0) {
+      snprintf(err, size, "'%s' is not a setting%s%s%s", names[i],
+               nearest ? "; did you mean '" : "", nearest ? nearest : "",
+               nearest ? "'?" : "");
+      rc = -1;
+    } else {
+      rc = settings_put(next, id, texts[i], err, size);
+    }
+  }
+  if (rc == 0)
+    rc = refuse_redis(next, err, size);
+  if (rc < 0) {
+    settings_close(next);
+    return -1;
+  }
+  settings_close(m->settings);
+  m->settings = next;
+  m->log_level = level_of(settings_text(next, SETTING_LOG));
+  return 0;
+}
+
+static int open_settings(moonstash *m) {
+  char err[LINE_MAX_BYTES];
+  char *none[] = {NULL};
+  int no_env = (m->options.flags & MOONSTASH_NO_ENV) != 0;
+  if (settings_open(&m->settings, no_env ? none : environ, log_warning, m, err,
+                    sizeof err) < 0 ||
+      refuse_redis(m->settings, err, sizeof err) < 0) {
+    log_line(m, MOONSTASH_LOG_ERROR, err);
+    return MOONSTASH_EINVAL;
+  }
+  m->log_level = level_of(settings_text(m->settings, SETTING_LOG));
+  return 0;
+}
+
+/* ---- open and close ---------------------------------------------------------- */
+
+static int open_loop(moonstash *m) {
+  int rc = clock_open(!(m->options.flags & MOONSTASH_NO_THREAD));
+  if (rc == 0)
+    rc = uv_loop_init(&m->loop);
+  if (rc < 0) {
+    log_line(m, MOONSTASH_LOG_ERROR, uv_strerror(rc));
+    return MOONSTASH_EIO;
+  }
+  return 0;
+}
+
+static void close_loop(moonstash *m) {
+  while (m->bind.sched.open_handles > 0 || uv_loop_alive(&m->loop))
+    uv_run(&m->loop, UV_RUN_ONCE);
+  uv_loop_close(&m->loop);
+}
+
+static int open_bind(moonstash *m) {
+  struct bind_host host = {m, log_line, uncaught, get_setting, configure};
+  unsigned flags = m->options.flags;
+  int rc = bind_open(&m->bind, &m->loop, &host,
+                     (flags & MOONSTASH_NO_ENV ? BIND_NO_ENV : 0) |
+                         (flags & MOONSTASH_NO_FFI ? BIND_NO_FFI : 0));
+  if (rc == 0)
+    return 0;
+  close_loop(m);
+  bind_close(&m->bind);
+  return rc == -ENOMEM ? MOONSTASH_ENOMEM : MOONSTASH_EIO;
+}
+
+int moonstash_open(moonstash **out, const moonstash_options *options) {
+  *out = NULL;
+  moonstash *m = calloc(1, sizeof *m);
+  if (m == NULL)
+    return MOONSTASH_ENOMEM;
+  m->options.size = sizeof m->options;
+  m->log_level = MOONSTASH_LOG_WARN;
+  if (options != NULL)
+    memcpy(&m->options, options,
+           options->size < sizeof m->options ? options->size
+                                             : sizeof m->options);
+  int rc = open_settings(m);
+  if (rc == 0)
+    rc = open_loop(m);
+  if (rc == 0)
+    rc = open_bind(m);
+  if (rc < 0) {
+    settings_close(m->settings);
+    free(m);
+    return rc;
+  }
+  *out = m;
+  return 0;
+}
+
+int moonstash_close(moonstash *m, unsigned drain_ms) {
+  if (m == NULL)
+    return 0;
+  if (m->running)
+    return fail(m, MOONSTASH_EBUSY, "close: called from inside the runtime");
+  m->running = 1;
+  bind_drain(&m->bind, drain_ms);
+  sched_close(&m->bind.sched);
+  close_loop(m);
+  bind_close(&m->bind);
+  settings_close(m->settings);
+  free(m);
+  return 0;
+}
+
+/* ---- scripts ---------------------------------------------------------------- */
+
+int moonstash_run_file(moonstash *m, const char *path, int argc,
+                       const char *const *argv) {
+  if (path == NULL || argc < 0 || (argc > 0 && argv == NULL))
+    return fail(m, MOONSTASH_EINVAL, "run_file: path or argv is missing");
+  struct bind_chunk chunk = {.path = path, .argc = argc, .argv = argv};
+  if (bind_start_chunk(&m->bind, &chunk, m->error, sizeof m->error) == 0)
+    return 0;
+  return access(path, R_OK) == 0 ? MOONSTASH_ESYNTAX : MOONSTASH_EIO;
+}
+
+int moonstash_run_buffer(moonstash *m, const char *source, size_t length,
+                         const char *chunkname) {
+  if (source == NULL)
+    return fail(m, MOONSTASH_EINVAL, "run_buffer: source is NULL");
+  struct bind_chunk chunk = {.source = source,
+                             .len = length,
+                             .chunkname = chunkname ? chunkname : "=buffer"};
+  if (bind_start_chunk(&m->bind, &chunk, m->error, sizeof m->error) == 0)
+    return 0;
+  return MOONSTASH_ESYNTAX;
+}
+
+int runtime_run_cli(moonstash *m, const struct bind_cli *cli) {
+  return bind_start_cli(&m->bind, cli, m->error, sizeof m->error) == 0
+             ? 0
+             : MOONSTASH_ELUA;
+}
+
+void runtime_drain(moonstash *m, unsigned drain_ms) {
+  bind_drain(&m->bind, drain_ms);
+}
+
+int moonstash_run(moonstash *m) {
+  if (m->running)
+    return fail(m, MOONSTASH_EBUSY, "run: called from inside the runtime");
+  m->running = 1;
+  int rc = sched_run(&m->bind.sched);
+  m->running = 0;
+  if (rc < 0)
+    return fail(m, MOONSTASH_ELUA,
+                m->bind.sched.pump_error
+                    ? "the scheduler ran out of memory"
+                    : "every task waits, and nothing can wake one");
+  if (m->bind.sched.exiting)
+    return m->bind.sched.exit_code;
+  return m->bind.sched.main_failed;
+}
+
+int moonstash_poll(moonstash *m, uint64_t budget_us) {
+  if (m->running)
+    return fail(m, MOONSTASH_EBUSY, "poll: called from inside the runtime");
+  m->running = 1;
+  sched_poll(&m->bind.sched, budget_us);
+  m->running = 0;
+  if (m->bind.sched.pump_error)
+    return fail(m, MOONSTASH_ELUA, "the scheduler ran out of memory");
+  return m->bind.sched.mains > 0;
+}
+
+struct lua_State *moonstash_lua(moonstash *m) {
+  return m->bind.L;
+}
+
+struct uv_loop_s *moonstash_loop(moonstash *m) {
+  return &m->loop;
+}
+
+void runtime_interrupt(moonstash *m, int signo) {
+  sched_interrupt(&m->bind.sched, signo);
+}
+
+void runtime_show_settings(moonstash *m,
+                           void (*write)(void *ud, const char *line),
+                           void *ud) {
+  char shown[256], line[LINE_MAX_BYTES];
+  for (int i = 0; i < SETTING_COUNT; i++) {
+    settings_show(m->settings, i, shown, sizeof shown);
+    snprintf(line, sizeof line, "%-28s %-24s %s", settings_variable(i), shown,
+             settings_source(m->settings, i));
+    write(ud, line);
+  }
+}
