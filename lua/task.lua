@@ -63,7 +63,7 @@ local function pfinish(timeout, state, ...)
 end
 
 function Task.pjoin(self, timeout)
-  return pfinish(timeout, core.join(self, timeout))
+  return pfinish(timeout, core.join(self, timeout, true))
 end
 
 local function cancelled(reason)

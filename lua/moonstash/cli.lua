@@ -97,7 +97,7 @@ return function(actions, argv, script)
     local kind, value = action:sub(1, 1), action:sub(2)
     if kind == "i" then interactive = true
     elseif kind == "b" then return require("jit.bcsave").start(unpack(argv, 2, #argv))
-    elseif kind == "B" then return require "moonstash.busted"(unpack(argv, script, #argv))
+    elseif kind == "B" then return require("moonstash.busted").run(unpack(argv, script, #argv))
     else run[kind](value) end
     quiet = quiet or kind ~= "l" and kind ~= "j" and kind ~= "O" and kind ~= "i"
   end

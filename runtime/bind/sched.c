@@ -228,8 +228,10 @@ static const char *why_not(lua_State *L) {
   return NULL;
 }
 
-int task_may_wait(lua_State *L, struct sched *s, const char *what,
-                  struct task **out) {
+static void raise_pending(lua_State *L, struct task *t);
+
+static struct task *check_here(lua_State *L, struct sched *s,
+                               const char *what) {
   struct task *t = s->current;
   if (t == NULL)
     trace_error(L, "%s: cannot wait here: outside a task", what);
@@ -251,8 +253,25 @@ int task_may_wait(lua_State *L, struct sched *s, const char *what,
                 "%s: cannot wait here: an earlier wait of this task was caught "
                 "by a coroutine that Moonstash does not know",
                 what);
-  *out = t;
+  return t;
+}
+
+static int no_interrupt(const struct task *t) {
   return !(t->flags & TASK_INTERRUPTS) || t->shield > 0 || t->held > 0;
+}
+
+int task_may_wait(lua_State *L, struct sched *s, const char *what,
+                  struct task **out) {
+  struct task *t = *out = check_here(L, s, what);
+  if (t->flags & TASK_PENDING)
+    raise_pending(L, t);
+  return no_interrupt(t);
+}
+
+int task_may_pjoin(lua_State *L, struct sched *s, struct task **out) {
+  struct task *t = *out = check_here(L, s, "pjoin");
+  t->flags |= TASK_PJOINING;
+  return no_interrupt(t);
 }
 
 /* Pushes the value that t's most urgent interrupt raises. */
@@ -581,15 +600,10 @@ static void report(struct sched *s, lua_State *L, struct task *t) {
   lua_pop(L, 2);
 }
 
-/* t failed and nobody joins it: the error goes up. */
-static void fail_parent(struct sched *s, lua_State *L, struct task *t) {
-  struct task *parent = t->parent;
-  if (parent == &s->root || parent->flags & TASK_CHILD_FAIL ||
-      (parent->state == TASK_JOINING && parent->outcome == TASK_FAILED)) {
-    report(s, L, t);
-    return;
-  }
-  push_record(L, t);
+/* Makes the parent fail with the failure in the record on top of L (popped):
+ * at its next wait, or as its outcome when its body has ended. */
+static void fail_by_record(struct sched *s, lua_State *L,
+                           struct task *parent) {
   trace_note_cause(L, parent, lua_gettop(L));
   lua_getfield(L, -1, "err");
   parent->flags |= TASK_CHILD_FAIL;
@@ -607,6 +621,68 @@ static void fail_parent(struct sched *s, lua_State *L, struct task *t) {
   cancel_below(L, parent);
   lua_pop(L, 1);
   deliver(L, parent);
+}
+
+/* t failed and nobody joins it: the error goes up - at once, unless the parent
+ * is just collecting outcomes (pjoin) and may come to t, too. */
+static void fail_parent(struct sched *s, lua_State *L, struct task *t) {
+  struct task *parent = t->parent;
+  if (parent == &s->root || parent->flags & TASK_CHILD_FAIL ||
+      (parent->state == TASK_JOINING && parent->outcome == TASK_FAILED)) {
+    report(s, L, t);
+  } else if (parent->flags & TASK_PJOINING) {
+    record_get(L, parent, "pending");
+    if (lua_isnil(L, -1)) {
+      lua_pop(L, 1);
+      lua_newtable(L);
+      lua_pushvalue(L, -1);
+      record_set(L, parent, "pending");
+    }
+    task_push_handle(L, t);
+    lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
+    lua_pop(L, 1);
+    parent->flags |= TASK_PENDING;
+  } else {
+    push_record(L, t);
+    fail_by_record(s, L, parent);
+  }
+}
+
+/* Lets the first pending failure of t's children go up after all. */
+static void raise_pending(lua_State *L, struct task *t) {
+  t->flags &= (uint16_t)~TASK_PENDING;
+  record_get(L, t, "pending");
+  lua_pushnil(L);
+  record_set(L, t, "pending");
+  lua_rawgeti(L, -1, 1);
+  lua_getfenv(L, -1);
+  lua_replace(L, -3);
+  lua_pop(L, 1);
+  fail_by_record(t->sched, L, t);
+}
+
+void task_failure_taken(lua_State *L, struct task *t, int handle) {
+  if (!(t->flags & TASK_PENDING))
+    return;
+  record_get(L, t, "pending");
+  int list = lua_gettop(L), n = (int)lua_objlen(L, list), kept = 0;
+  for (int i = 1; i <= n; i++) {
+    lua_rawgeti(L, list, i);
+    if (lua_rawequal(L, -1, handle))
+      lua_pop(L, 1);
+    else
+      lua_rawseti(L, list, ++kept);
+  }
+  for (int i = kept + 1; i <= n; i++) {
+    lua_pushnil(L);
+    lua_rawseti(L, list, i);
+  }
+  lua_pop(L, 1);
+  if (kept > 0)
+    return;
+  t->flags &= (uint16_t)~TASK_PENDING;
+  lua_pushnil(L);
+  record_set(L, t, "pending");
 }
 
 /* Ends t for good. Returns its parent. */
@@ -746,6 +822,8 @@ static void returned(struct sched *s, lua_State *L, struct task *t) {
       keep_failure(L, t);
   } else if (!deferring) {
     keep_results(L, t, co);
+    if (t->flags & TASK_PENDING)
+      raise_pending(L, t);
     if (t->flags & TASK_CHILD_FAIL)
       fail_by_child(L, t);
   }
@@ -849,6 +927,7 @@ static void log_slice(struct sched *s, lua_State *L, struct task *t,
 static void run_slice(struct sched *s, lua_State *L, struct task *t) {
   assert(t->state == TASK_READY && t->co != NULL);
   t->state = TASK_RUNNING;
+  t->flags &= (uint16_t)~TASK_PJOINING;
   if (!(t->flags & TASK_STARTED)) {
     t->flags |= TASK_STARTED;
     if (t->flags & TASK_CANCEL) { /* cancelled before it began */

@@ -46,6 +46,8 @@ enum { /* task.flags */
   TASK_LIMIT = 1 << 8,      /* interrupt: its time limit passed; record.limit */
   TASK_DEFERRING = 1 << 9,  /* its body has ended, deferred functions run */
   TASK_YIELDED = 1 << 10,   /* task.yield: ready again at once */
+  TASK_PJOINING = 1 << 11,  /* waits in pjoin: failures of other children wait */
+  TASK_PENDING = 1 << 12,   /* record.pending holds such failures */
   TASK_INTERRUPTS = TASK_CANCEL | TASK_CHILD_FAIL | TASK_LIMIT
 };
 
@@ -169,6 +171,8 @@ void sched_interrupt(struct sched *s, int signo);
  * an interrupt is due: return task_raise(L, *t). */
 int task_may_wait(lua_State *L, struct sched *s, const char *what,
                   struct task **t);
+/* The same for a pjoin, which leaves failures of other children pending. */
+int task_may_pjoin(lua_State *L, struct sched *s, struct task **t);
 /* Pushes WAIT_RAISE and the pending interrupt; returns 2 for the C function
  * to return, or parks the task for good when it ignores a drain. */
 int task_raise(lua_State *L, struct task *t);
@@ -195,6 +199,9 @@ void task_fail(lua_State *L, struct task *t);
 /* Ends the running task here: it is never resumed; its children and deferred
  * functions run to their end as ever. The caller yields at once. */
 int task_abandon(lua_State *L, struct task *t);
+/* The failed child whose handle is at index is being joined: it is no longer
+ * one that t's next wait would raise. */
+void task_failure_taken(lua_State *L, struct task *t, int handle);
 /* Undoes the current task's armed wait (a coroutine wrapper found that it
  * cannot pass the yield on). */
 void task_unwait(lua_State *L, struct task *t);

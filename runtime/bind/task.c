@@ -142,8 +142,10 @@ static int push_outcome(lua_State *L, struct task *t) {
   int record = lua_gettop(L);
   if (t->outcome != TASK_OK) {
     struct task *me = t->sched->current;
-    if (me != NULL)
+    if (me != NULL) {
       trace_note_cause(L, me, record);
+      task_failure_taken(L, me, 1);
+    }
     lua_pushinteger(L, WAIT_FAILED);
     lua_getfield(L, record, "err");
     return 2;
@@ -158,7 +160,8 @@ static int push_outcome(lua_State *L, struct task *t) {
   return n + 1;
 }
 
-/* join(task[, timeout]) -> state, results... or error */
+/* join(task[, timeout[, protected]]) -> state, results... or error. protected:
+ * a pjoin. */
 static int l_join(lua_State *L) {
   struct task *t = check_task(L, 1), *me;
   double timeout = check_timeout(L, 2, "join");
@@ -169,7 +172,8 @@ static int l_join(lua_State *L) {
       return task_raise(L, me);
     return push_outcome(L, t);
   }
-  if (!task_may_wait(L, sched_of(L), "join", &me))
+  if (!(lua_toboolean(L, 3) ? task_may_pjoin(L, sched_of(L), &me)
+                            : task_may_wait(L, sched_of(L), "join", &me)))
     return task_raise(L, me);
   for (struct task *up = me; up != NULL; up = up->parent)
     if (up == t)
@@ -334,13 +338,15 @@ static int l_unwait(lua_State *L) {
   return 0;
 }
 
-/* live_children(task) -> how many */
-static int l_live_children(lua_State *L) {
+/* children(task) -> list of the handles of its live children, oldest last */
+static int l_children(lua_State *L) {
   struct task *t = check_task(L, 1);
   int n = 0;
-  for (struct task *child = t->children; child != NULL; child = child->next)
-    n++;
-  lua_pushinteger(L, n);
+  lua_newtable(L);
+  for (struct task *child = t->children; child != NULL; child = child->next) {
+    task_push_handle(L, child);
+    lua_rawseti(L, -2, ++n);
+  }
   return 1;
 }
 
@@ -437,7 +443,7 @@ int bind_open_task(lua_State *L) {
       {"traceback", l_traceback},
       {"note_error", l_note_error},
       {"unwait", l_unwait},
-      {"live_children", l_live_children},
+      {"children", l_children},
       {"counters", l_counters},
       {"would_deadlock", l_would_deadlock},
       {"now", l_now},

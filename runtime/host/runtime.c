@@ -144,6 +144,8 @@ static int configure(void *ud, const char *const *names,
     }
   }
   if (rc == 0)
+    rc = settings_check(next, err, size);
+  if (rc == 0)
     rc = refuse_redis(next, err, size);
   if (rc < 0) {
     settings_close(next);

@@ -1,0 +1,88 @@
+-- The native serializer, for values in memory: what pickle is to Python.
+-- Scalars are stored as they are behind a format tag, tables as LuaJIT
+-- string.buffer bytes (our own bytes, never fed from outside the process).
+-- What comes out is always a copy.
+local backend = require "moonstash.backend"
+local buffer = require "string.buffer"
+
+local BYTES, INTEGER, NUMBER = backend.BYTES, backend.INTEGER, backend.NUMBER
+local FALSE, TRUE, TABLE = backend.FALSE, backend.TRUE, backend.TABLE
+local MAX_INTEGER = 2 ^ 53
+local MAX_DEPTH = 32
+
+local type, pairs, getmetatable, error, tostring = type, pairs, getmetatable, error, tostring
+local encode = buffer.encode
+
+local native = {}
+
+local function path_of(path, key)
+  if type(key) == "string" and key:find "^[%a_][%w_]*$" then return path .. "." .. key end
+  return ("%s[%s]"):format(path, type(key) == "string" and ("%q"):format(key) or tostring(key))
+end
+
+local storable = { boolean = true, number = true, string = true }
+
+local check_table
+
+local function check_part(value, path, key, depth, above, what)
+  local kind = type(value)
+  if storable[kind] then return end
+  if kind ~= "table" then
+    error(("%s: %s is a %s, which cannot be cached"):format(what, path_of(path, key), kind), 0)
+  end
+  check_table(value, path_of(path, key), depth + 1, above, what)
+end
+
+-- Walks a table before it is encoded: string.buffer would say only that
+-- something is wrong, not where.
+function check_table(value, path, depth, above, what)
+  if above[value] then
+    error(("%s: %s is a cycle, which cannot be cached"):format(what, path), 0)
+  end
+  if depth > MAX_DEPTH then
+    error(("%s: %s is nested deeper than %d tables"):format(what, path, MAX_DEPTH), 0)
+  end
+  if getmetatable(value) ~= nil then
+    error(("%s: %s has a metatable, which cannot be cached"):format(what, path), 0)
+  end
+  above[value] = true
+  for key, part in pairs(value) do
+    if not storable[type(key)] then
+      error(("%s: %s has a key that is a %s, which cannot be cached"):format(what, path, type(key)), 0)
+    end
+    if not storable[type(part)] then check_part(part, path, key, depth, above, what) end
+  end
+  above[value] = nil
+end
+
+local function integer_format(value)
+  if value % 1 == 0 and value <= MAX_INTEGER and value >= -MAX_INTEGER
+    and (value ~= 0 or 1 / value > 0) then
+    return INTEGER
+  end
+  return NUMBER
+end
+
+--- Encodes a value: what to store, and its format. Raises for what cannot be
+--- cached, naming the path to it; `what` begins the message.
+function native.encode(value, what)
+  local kind = type(value)
+  if kind == "string" then return value, BYTES end
+  if kind == "number" then return value, integer_format(value) end
+  if kind == "boolean" then return value, value and TRUE or FALSE end
+  if kind == "table" then
+    check_table(value, "value", 1, {}, what)
+    return encode(value), TABLE
+  end
+  error(("%s: a %s cannot be cached"):format(what, kind), 0)
+end
+
+--- Encodes all results of a function, nils too. path names them in errors.
+function native.encode_results(what, n, ...)
+  local results = { ... }
+  check_table(results, "results", 1, {}, what)
+  results.n = n
+  return encode(results), backend.RESULTS
+end
+
+return native

@@ -1,0 +1,69 @@
+-- Settings for Lua: the read-only view, and the overlay of configure_caches.
+-- Values live in C, as text with a source; see runtime/host/settings.h.
+local host = require "moonstash.host"
+
+local settings = {}
+
+local index = {} -- lower-case name -> number of the setting
+do
+  local i = 0
+  local setting = host.setting(i)
+  while setting do
+    index[setting.name] = i
+    i = i + 1
+    setting = host.setting(i)
+  end
+end
+
+--- The value of a setting: boolean, number or string; nil when unset.
+function settings.get(name)
+  return host.setting(index[name]).value
+end
+
+--- cache.settings: settings.default_ttl and so on.
+settings.view = setmetatable({}, {
+  __index = function(_, name)
+    return index[name] and settings.get(name)
+  end,
+  __newindex = function(_, name)
+    error(("settings.%s: settings are read-only; use cache.configure_caches"):format(
+      tostring(name)), 2)
+  end,
+})
+
+-- The text of a Lua value, as the environment would spell it.
+local function as_text(name, value)
+  local kind = type(value)
+  if kind == "string" then return value end
+  if kind == "boolean" then
+    if name:find "ttl$" and not value then return "0" end
+    return tostring(value)
+  end
+  if kind == "number" then
+    if name:find "ttl$" and value == math.huge then return "0" end
+    return ("%.17g"):format(value)
+  end
+  error(("configure_caches: %s must be a string, number or boolean, not a %s"):format(name, kind), 4)
+end
+
+--- Overlays settings by lower-case name. All or none; raises on a bad one.
+function settings.overlay(values)
+  local texts = {}
+  for name, value in pairs(values) do
+    if type(name) ~= "string" then
+      error(("configure_caches: setting names are strings, not %s"):format(tostring(name)), 3)
+    end
+    texts[name] = as_text(name, value)
+  end
+  local ok, err = host.configure(texts)
+  if not ok then error("configure_caches: " .. err, 3) end
+end
+
+--- Copies every value that is set, for configure_caches(cache.settings).
+function settings.snapshot()
+  local values = {}
+  for name in pairs(index) do values[name] = settings.get(name) end
+  return values
+end
+
+return settings

@@ -1,0 +1,14 @@
+-- A busted output handler: the terminal's usual one, with the summary again as
+-- the very last line, below the texts of the failures.
+return function(options)
+  local busted = require "busted"
+  local tty = require("moonstash.host").isatty(1)
+  local handler = require("busted.outputHandlers." .. (tty and "utfTerminal" or "plainTerminal"))(options)
+
+  busted.subscribe({ "exit" }, function()
+    io.write(("\n%d successes / %d failures / %d errors / %d pending\n"):format(
+      handler.successesCount, handler.failuresCount, handler.errorsCount, handler.pendingsCount))
+    return nil, true
+  end)
+  return handler
+end
