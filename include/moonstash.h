@@ -61,11 +61,12 @@ enum {
   MOONSTASH_LOG_DEBUG = 3
 };
 
-enum { /* moonstash_options.flags */
-  MOONSTASH_NO_ENV = 1,    /* read no environment variable (CACHE_*, LUA_*) */
-  MOONSTASH_NO_THREAD = 2, /* start no clock thread: each reading of the clock
-                              is a system call then; holds for the process */
-  MOONSTASH_NO_FFI = 4     /* caches use the C API instead of LuaJIT's FFI */
+enum {                       /* moonstash_options.flags */
+       MOONSTASH_NO_ENV = 1, /* read no environment variable (CACHE_*, LUA_*) */
+       MOONSTASH_NO_THREAD =
+           2,               /* start no clock thread: each reading of the clock
+                               is a system call then; holds for the process */
+       MOONSTASH_NO_FFI = 4 /* caches use the C API instead of LuaJIT's FFI */
 };
 
 /* How to open a runtime. Start from MOONSTASH_OPTIONS_INIT: fields are only
@@ -86,7 +87,8 @@ typedef struct moonstash_options {
   void *ud; /* passed to both */
 } moonstash_options;
 
-#define MOONSTASH_OPTIONS_INIT { sizeof(moonstash_options), 0, 0, 0, 0 }
+#define MOONSTASH_OPTIONS_INIT \
+  { sizeof(moonstash_options), 0, 0, 0, 0 }
 
 /* The library's version: MOONSTASH_VERSION as it was built. Any thread. */
 MOONSTASH_API const char *moonstash_version(void);
@@ -100,7 +102,8 @@ MOONSTASH_API const char *moonstash_strerror(int code);
 MOONSTASH_API const char *moonstash_last_error(const moonstash *m);
 
 /* Opens a runtime; options NULL = defaults. On failure *out is NULL and the
- * reason went to log_fn: a setting that cannot be read (EINVAL), ENOMEM, EIO. */
+ * reason went to log_fn: a setting that cannot be read (EINVAL), ENOMEM, EIO.
+ */
 MOONSTASH_API int moonstash_open(moonstash **out,
                                  const moonstash_options *options);
 

@@ -44,8 +44,8 @@ enum {
 
 /* The format tag of a value: how its bytes are to be read. */
 enum {
-  BACKEND_BYTES = 0,   /* a string, as it is */
-  BACKEND_INTEGER = 1, /* int64_t in host byte order; increment's type */
+  BACKEND_BYTES = 0,      /* a string, as it is */
+  BACKEND_INTEGER = 1,    /* int64_t in host byte order; increment's type */
   BACKEND_FORMAT_USER = 2 /* 2..255 belong to the serializers */
 };
 
@@ -88,11 +88,11 @@ struct backend_slice {
 
 /* Counters of one backend since it was opened. */
 struct backend_stats {
-  uint64_t hits, misses;      /* get, get_many, lease */
-  uint64_t sets, deletes;     /* entries written, removed on request */
+  uint64_t hits, misses;       /* get, get_many, lease */
+  uint64_t sets, deletes;      /* entries written, removed on request */
   uint64_t evictions, expired; /* removed for room; found past their time */
-  uint64_t entries, bytes;    /* now in this backend, metadata included */
-  uint64_t max_bytes;         /* the bound of the store below */
+  uint64_t entries, bytes;     /* now in this backend, metadata included */
+  uint64_t max_bytes;          /* the bound of the store below */
 };
 
 struct backend;
@@ -101,8 +101,8 @@ struct backend;
 typedef int backend_scan_fn(void *ud, const char *key, size_t key_len,
                             const struct backend_item *item);
 
-#define BACKEND_KEY_ARGS                                                       \
-  struct backend *self, uint64_t now, const char *ns, size_t ns_len,           \
+#define BACKEND_KEY_ARGS                                             \
+  struct backend *self, uint64_t now, const char *ns, size_t ns_len, \
       const char *key, size_t key_len
 
 struct backend_ops {

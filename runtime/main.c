@@ -75,9 +75,8 @@ static void add_action(struct command *c, char kind, const char *argument) {
   char *action = checked(malloc(len + 2));
   action[0] = kind;
   memcpy(action + 1, argument != NULL ? argument : "", len + 1);
-  c->actions =
-      checked(realloc(c->actions, (size_t)(c->action_count + 1) *
-                                      sizeof *c->actions));
+  c->actions = checked(
+      realloc(c->actions, (size_t)(c->action_count + 1) * sizeof *c->actions));
   c->actions[c->action_count++] = action;
 }
 
@@ -136,7 +135,8 @@ static int read_command(struct command *c, int argc, char **argv) {
   return 0;
 }
 
-/* ---- hooks ------------------------------------------------------------------- */
+/* ---- hooks
+ * ------------------------------------------------------------------- */
 
 static void write_log(void *ud, int level, const char *line) {
   static const char *const labels[] = {"", "warning: ", "info: ", "debug: "};
@@ -157,7 +157,8 @@ static void write_setting(void *ud, const char *line) {
   puts(line);
 }
 
-/* ---- signals ------------------------------------------------------------------- */
+/* ---- signals
+ * ------------------------------------------------------------------- */
 
 static moonstash *interruptible; /* what the handler speaks to */
 static volatile sig_atomic_t received;
@@ -174,8 +175,8 @@ static void on_signal(int signo) {
 }
 
 static void catch_signal(int signo) {
-  struct sigaction old, action = {.sa_handler = on_signal,
-                                  .sa_flags = SA_RESTART};
+  struct sigaction old,
+      action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
   sigaction(signo, NULL, &old);
   if (old.sa_handler != SIG_IGN) /* a parent may want it ignored */
     sigaction(signo, &action, NULL);
@@ -188,7 +189,8 @@ static void die_of(int signo) {
   raise(signo);
 }
 
-/* ---- main ------------------------------------------------------------------------ */
+/* ---- main
+ * ------------------------------------------------------------------------ */
 
 static int run(struct command *c, int argc, char **argv) {
   moonstash *m;
@@ -204,8 +206,8 @@ static int run(struct command *c, int argc, char **argv) {
     moonstash_close(m, 0);
     return EXIT_SUCCESS;
   }
-  struct bind_cli cli = {c->actions, c->action_count,
-                         (const char *const *)argv, argc, c->script};
+  struct bind_cli cli = {c->actions, c->action_count, (const char *const *)argv,
+                         argc, c->script};
   rc = runtime_run_cli(m, &cli);
   if (rc == 0) {
     interruptible = m;

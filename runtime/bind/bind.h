@@ -17,9 +17,9 @@
 
 enum { BIND_LOG_ERROR, BIND_LOG_WARN, BIND_LOG_INFO, BIND_LOG_DEBUG };
 
-enum { /* bind_options.flags */
-  BIND_NO_ENV = 1, /* LUA_PATH, LUA_CPATH are not read */
-  BIND_NO_FFI = 2  /* the cache uses C functions instead of FFI calls */
+enum {                  /* bind_options.flags */
+       BIND_NO_ENV = 1, /* LUA_PATH, LUA_CPATH are not read */
+       BIND_NO_FFI = 2  /* the cache uses C functions instead of FFI calls */
 };
 
 /* One setting as Lua and --env see it. Strings live until settings change. */
@@ -40,8 +40,8 @@ struct bind_host {
   /* The i-th setting; 0 when there is none. */
   int (*setting)(void *ud, int i, struct bind_setting *out);
   /* Overlays n settings, all or none. 0, or -1 with one line in err. */
-  int (*configure)(void *ud, const char *const *names,
-                   const char *const *texts, int n, char *err, size_t size);
+  int (*configure)(void *ud, const char *const *names, const char *const *texts,
+                   int n, char *err, size_t size);
 };
 
 struct cache_bind; /* bind/cache.c's own */
@@ -72,7 +72,8 @@ struct bind_chunk {
   int argc;
   const char *const *argv;
 };
-/* Starts it. 0; or -1 with the message (a syntax error, no such file) in err. */
+/* Starts it. 0; or -1 with the message (a syntax error, no such file) in err.
+ */
 int bind_start_chunk(struct bind *b, const struct bind_chunk *chunk, char *err,
                      size_t err_size);
 /* What a command line asks for, in order: each action is a letter (e, l, j, O,

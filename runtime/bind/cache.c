@@ -29,18 +29,19 @@ enum {
 };
 
 enum { /* value formats, after BACKEND_BYTES and BACKEND_INTEGER */
-  FORMAT_NUMBER = BACKEND_FORMAT_USER, /* a double */
-  FORMAT_FALSE,
-  FORMAT_TRUE,
-  FORMAT_TABLE,  /* string.buffer's encoding of one table */
-  FORMAT_RESULTS /* the same of {n = count, results...} */
+       FORMAT_NUMBER = BACKEND_FORMAT_USER, /* a double */
+       FORMAT_FALSE,
+       FORMAT_TRUE,
+       FORMAT_TABLE,  /* string.buffer's encoding of one table */
+       FORMAT_RESULTS /* the same of {n = count, results...} */
 };
 
-enum { /* what lease returns first, beside the WAIT_ states */
-  LEASE_HIT = 10,    /* format, value */
-  LEASE_TOKEN = 11,  /* load */
-  LEASE_DIRECT = 12, /* waiting is impossible or would deadlock: do without */
-  LEASE_AGAIN = 13   /* the load ended without a value: ask again */
+enum {                   /* what lease returns first, beside the WAIT_ states */
+       LEASE_HIT = 10,   /* format, value */
+       LEASE_TOKEN = 11, /* load */
+       LEASE_DIRECT =
+           12, /* waiting is impossible or would deadlock: do without */
+       LEASE_AGAIN = 13 /* the load ended without a value: ask again */
 };
 
 /* What Lua casts the pointer of `api` to (lua/cache/memory_ffi.lua). */
@@ -61,7 +62,7 @@ struct cache_bind {
   int view_count;
   uint64_t offset_ms; /* what tests have advanced the clock by */
   struct api api;
-  char *buf;          /* for the C twin's get */
+  char *buf; /* for the C twin's get */
   size_t cap;
   struct waiter *woken; /* by the fill or abandon that is running */
 };
@@ -73,7 +74,7 @@ struct load {
   struct task *owner; /* NULL outside tasks; kept alive by the env */
   uint64_t token;     /* 0 once filled or abandoned */
   size_t key_len;
-  char key[];         /* namespace and key, joined */
+  char key[]; /* namespace and key, joined */
 };
 
 /* A task that waits for another one's load. */
@@ -81,12 +82,12 @@ struct waiter {
   struct backend_wait wait; /* wait.owner: this task */
   struct cache_bind *cache;
   struct backend *view;
-  struct task *loader;      /* whose interrupts this waiter holds back */
-  struct waiter *next;      /* in cache->woken */
-  int status;               /* BACKEND_ code of the outcome */
+  struct task *loader; /* whose interrupts this waiter holds back */
+  struct waiter *next; /* in cache->woken */
+  int status;          /* BACKEND_ code of the outcome */
   uint32_t format;
   size_t length;
-  char *bytes;              /* a copy of the value or the message */
+  char *bytes; /* a copy of the value or the message */
 };
 
 static struct bind *bind_of(lua_State *L) {
@@ -154,7 +155,8 @@ static const void *value_bytes(lua_State *L, int index, uint32_t format,
   }
 }
 
-/* ---- the plain calls --------------------------------------------------------- */
+/* ---- the plain calls
+ * --------------------------------------------------------- */
 
 /* view() -> a new backend of the process's store, as a pointer */
 static int l_view(lua_State *L) {
@@ -222,8 +224,8 @@ static int l_remove(lua_State *L) {
   size_t ns_len, key_len;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
   const char *key = luaL_checklstring(L, 3, &key_len);
-  lua_pushinteger(L, view->ops->remove(view, cache_now(c), ns, ns_len, key,
-                                       key_len, NULL));
+  lua_pushinteger(
+      L, view->ops->remove(view, cache_now(c), ns, ns_len, key, key_len, NULL));
   return 1;
 }
 
@@ -232,8 +234,8 @@ static int l_clear(lua_State *L) {
   struct backend *view = check_view(L, 1);
   size_t len;
   const char *prefix = luaL_checklstring(L, 2, &len);
-  lua_pushinteger(L, view->ops->clear(view, cache_now(cache_of(L)), prefix,
-                                      len, NULL));
+  lua_pushinteger(
+      L, view->ops->clear(view, cache_now(cache_of(L)), prefix, len, NULL));
   return 1;
 }
 
@@ -272,7 +274,8 @@ static int l_resize(lua_State *L) {
   return 0;
 }
 
-/* ---- leases ----------------------------------------------------------------------- */
+/* ---- leases
+ * ----------------------------------------------------------------------- */
 
 static void free_waiter(struct waiter *w) {
   free(w->bytes);
@@ -414,8 +417,7 @@ static int l_lease(lua_State *L) {
   const char *ns = luaL_checklstring(L, 2, &ns_len);
   const char *key = luaL_checklstring(L, 3, &key_len);
   struct task *me = c->bind->sched.current;
-  int can_wait =
-      me != NULL && me->state == TASK_RUNNING && lua_isyieldable(L);
+  int can_wait = me != NULL && me->state == TASK_RUNNING && lua_isyieldable(L);
   struct backend_item item;
   struct waiter *w = NULL;
   if (can_wait && (w = new_waiter(c, view)) == NULL)
@@ -503,13 +505,14 @@ static int l_load_gc(lua_State *L) {
 /* waiters(load) -> how many wait for it */
 static int l_waiters(lua_State *L) {
   struct load *load = check_load(L);
-  lua_pushinteger(L, load->view->ops->waiters(
-                         load->view, cache_now(load->cache), "", 0, load->key,
-                         load->key_len, load->token));
+  lua_pushinteger(
+      L, load->view->ops->waiters(load->view, cache_now(load->cache), "", 0,
+                                  load->key, load->key_len, load->token));
   return 1;
 }
 
-/* ---- open and close ------------------------------------------------------------------ */
+/* ---- open and close
+ * ------------------------------------------------------------------ */
 
 static double max_bytes_setting(struct bind *b) {
   struct bind_setting setting;
@@ -563,13 +566,20 @@ static void set_constants(lua_State *L) {
     const char *name;
     int value;
   } constants[] = {
-      {"BYTES", BACKEND_BYTES},        {"INTEGER", BACKEND_INTEGER},
-      {"NUMBER", FORMAT_NUMBER},       {"FALSE", FORMAT_FALSE},
-      {"TRUE", FORMAT_TRUE},           {"TABLE", FORMAT_TABLE},
-      {"RESULTS", FORMAT_RESULTS},     {"LEASE_HIT", LEASE_HIT},
-      {"LEASE_TOKEN", LEASE_TOKEN},    {"LEASE_DIRECT", LEASE_DIRECT},
-      {"LEASE_AGAIN", LEASE_AGAIN},    {"ETOOLARGE", BACKEND_ETOOLARGE},
-      {"ENOMEM", BACKEND_ENOMEM},      {"KEY_MAX", BACKEND_KEY_MAX},
+      {"BYTES", BACKEND_BYTES},
+      {"INTEGER", BACKEND_INTEGER},
+      {"NUMBER", FORMAT_NUMBER},
+      {"FALSE", FORMAT_FALSE},
+      {"TRUE", FORMAT_TRUE},
+      {"TABLE", FORMAT_TABLE},
+      {"RESULTS", FORMAT_RESULTS},
+      {"LEASE_HIT", LEASE_HIT},
+      {"LEASE_TOKEN", LEASE_TOKEN},
+      {"LEASE_DIRECT", LEASE_DIRECT},
+      {"LEASE_AGAIN", LEASE_AGAIN},
+      {"ETOOLARGE", BACKEND_ETOOLARGE},
+      {"ENOMEM", BACKEND_ENOMEM},
+      {"KEY_MAX", BACKEND_KEY_MAX},
       {"ITEM_SIZE", sizeof(struct backend_item)},
   };
   for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {

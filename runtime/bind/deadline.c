@@ -27,8 +27,7 @@ static void sift_down(struct deadlines *q, struct deadline *d, uint32_t pos) {
     uint32_t down = 2 * pos + 1;
     if (down >= q->count)
       break;
-    if (down + 1 < q->count &&
-        q->heap[down + 1]->at_ns < q->heap[down]->at_ns)
+    if (down + 1 < q->count && q->heap[down + 1]->at_ns < q->heap[down]->at_ns)
       down++;
     if (d->at_ns <= q->heap[down]->at_ns)
       break;
@@ -42,8 +41,7 @@ int deadlines_arm(struct deadlines *q, struct deadline *d, uint64_t at_ns) {
   assert(d->pos == DEADLINE_OFF);
   if (q->count == q->capacity) {
     uint32_t capacity = q->capacity ? 2 * q->capacity : FIRST_CAPACITY;
-    struct deadline **heap =
-        realloc(q->heap, capacity * sizeof *heap);
+    struct deadline **heap = realloc(q->heap, capacity * sizeof *heap);
     if (heap == NULL)
       return -1;
     q->heap = heap;

@@ -109,11 +109,11 @@ static int l_isatty(lua_State *L) {
  * on while a person types. */
 struct read_line {
   uv_work_t work;
-  struct task *task;   /* NULL once the wait was given up */
+  struct task *task; /* NULL once the wait was given up */
   struct bind *bind;
-  char *line;          /* getline's; NULL before */
+  char *line; /* getline's; NULL before */
   size_t size;
-  ssize_t length;      /* -1 = end of input */
+  ssize_t length; /* -1 = end of input */
 };
 
 static void free_line(struct read_line *r) {
@@ -177,10 +177,14 @@ static int l_readline(lua_State *L) {
 
 int bind_open_host(lua_State *L) {
   static const luaL_Reg functions[] = {
-      {"log", l_log},           {"setting", l_setting},
-      {"configure", l_configure}, {"embedded", l_embedded},
-      {"version", l_version},   {"isatty", l_isatty},
-      {"readline", l_readline}, {NULL, NULL},
+      {"log", l_log},
+      {"setting", l_setting},
+      {"configure", l_configure},
+      {"embedded", l_embedded},
+      {"version", l_version},
+      {"isatty", l_isatty},
+      {"readline", l_readline},
+      {NULL, NULL},
   };
   struct bind *b = bind_of(L);
   lua_newtable(L);

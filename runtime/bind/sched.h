@@ -34,21 +34,22 @@ enum task_state {
 
 enum task_outcome { TASK_OK, TASK_FAILED, TASK_CANCELLED };
 
-enum { /* task.flags */
-  TASK_STARTED = 1 << 0,    /* the body has run a first slice */
-  TASK_RECORD = 1 << 1,     /* the handle has a record table (its env) */
-  TASK_MAIN = 1 << 2,       /* the runtime runs until these have ended */
-  TASK_DEFERS = 1 << 3,     /* the record holds deferred functions */
-  TASK_IN_SHIELD = 1 << 4,  /* spawned inside a shield of its parent */
-  TASK_ABANDONED = 1 << 5,  /* never resumed again (os.exit) */
-  TASK_CANCEL = 1 << 6,     /* interrupt: cancelled; record.cancel */
-  TASK_CHILD_FAIL = 1 << 7, /* interrupt: a child failed; record.failure */
-  TASK_LIMIT = 1 << 8,      /* interrupt: its time limit passed; record.limit */
-  TASK_DEFERRING = 1 << 9,  /* its body has ended, deferred functions run */
-  TASK_YIELDED = 1 << 10,   /* task.yield: ready again at once */
-  TASK_PJOINING = 1 << 11,  /* waits in pjoin: failures of other children wait */
-  TASK_PENDING = 1 << 12,   /* record.pending holds such failures */
-  TASK_INTERRUPTS = TASK_CANCEL | TASK_CHILD_FAIL | TASK_LIMIT
+enum {                           /* task.flags */
+       TASK_STARTED = 1 << 0,    /* the body has run a first slice */
+       TASK_RECORD = 1 << 1,     /* the handle has a record table (its env) */
+       TASK_MAIN = 1 << 2,       /* the runtime runs until these have ended */
+       TASK_DEFERS = 1 << 3,     /* the record holds deferred functions */
+       TASK_IN_SHIELD = 1 << 4,  /* spawned inside a shield of its parent */
+       TASK_ABANDONED = 1 << 5,  /* never resumed again (os.exit) */
+       TASK_CANCEL = 1 << 6,     /* interrupt: cancelled; record.cancel */
+       TASK_CHILD_FAIL = 1 << 7, /* interrupt: a child failed; record.failure */
+       TASK_LIMIT = 1 << 8, /* interrupt: its time limit passed; record.limit */
+       TASK_DEFERRING = 1 << 9, /* its body has ended, deferred functions run */
+       TASK_YIELDED = 1 << 10,  /* task.yield: ready again at once */
+       TASK_PJOINING =
+           1 << 11, /* waits in pjoin: failures of other children wait */
+       TASK_PENDING = 1 << 12, /* record.pending holds such failures */
+       TASK_INTERRUPTS = TASK_CANCEL | TASK_CHILD_FAIL | TASK_LIMIT
 };
 
 struct task;
@@ -71,23 +72,23 @@ struct task {
   struct task *ready_next;  /* in the ready queue */
   struct task *joiners;     /* first of the tasks that wait to join this */
   struct task *join_next, *join_prev; /* in the joiners of waits_for */
-  struct task *waits_for;   /* whose progress this wait needs, if known */
-  task_forget_fn *forget;   /* while WAITING; may be NULL */
+  struct task *waits_for; /* whose progress this wait needs, if known */
+  task_forget_fn *forget; /* while WAITING; may be NULL */
   void *forget_arg;
-  task_push_fn *push;       /* while READY, after task_complete */
+  task_push_fn *push; /* while READY, after task_complete */
   void *push_arg;
-  struct deadline wait;     /* of the current wait */
-  struct deadline limit;    /* of the whole task */
-  uint64_t generation;      /* of the current wait; grows */
-  uint64_t id;              /* 1, 2, ... per scheduler */
-  uint32_t slot;            /* index of its anchor and coroutine */
-  uint32_t nargs;           /* values on co for the next resume */
-  uint32_t shield;          /* depth of shields; interrupts wait while > 0 */
-  uint32_t held;            /* waiters on loads that this task runs */
-  uint32_t raised;          /* interrupts raised since the drain began */
-  uint16_t flags;           /* TASK_ bits */
-  uint8_t state;            /* enum task_state */
-  uint8_t outcome;          /* enum task_outcome, once the body has ended */
+  struct deadline wait;  /* of the current wait */
+  struct deadline limit; /* of the whole task */
+  uint64_t generation;   /* of the current wait; grows */
+  uint64_t id;           /* 1, 2, ... per scheduler */
+  uint32_t slot;         /* index of its anchor and coroutine */
+  uint32_t nargs;        /* values on co for the next resume */
+  uint32_t shield;       /* depth of shields; interrupts wait while > 0 */
+  uint32_t held;         /* waiters on loads that this task runs */
+  uint32_t raised;       /* interrupts raised since the drain began */
+  uint16_t flags;        /* TASK_ bits */
+  uint8_t state;         /* enum task_state */
+  uint8_t outcome;       /* enum task_outcome, once the body has ended */
 };
 
 /* What the scheduler tells its host. Called from the pump, outside Lua. */
@@ -99,7 +100,7 @@ struct sched_hooks {
   void *ud;
 };
 
-struct slot { /* an anchored coroutine, in use or pooled */
+struct slot {         /* an anchored coroutine, in use or pooled */
   lua_State *co;      /* NULL: none yet, or dropped after a raw error */
   uint32_t next_free; /* in a free list, else NO_SLOT */
 };
@@ -125,19 +126,19 @@ struct sched {
   uint32_t pooled;                  /* length of the first */
   uint32_t ready, waiting, alive, mains; /* counts of tasks */
   uint64_t next_id;
-  uint64_t turn_ns;     /* uv_hrtime() when this turn's poll had returned */
-  uint64_t budget_ns;   /* uv_hrtime() after which poll returns; 0 = none */
+  uint64_t turn_ns;   /* uv_hrtime() when this turn's poll had returned */
+  uint64_t budget_ns; /* uv_hrtime() after which poll returns; 0 = none */
   int anchors, xpcall, handler, error_mt, sites, defer_runner; /* refs */
-  int site_count;       /* entries of sites */
-  int pumping;          /* inside pump, so no nesting */
-  int pump_error;       /* the pump itself failed (out of memory) */
-  int exiting;          /* os.exit was called; exit_code holds */
+  int site_count; /* entries of sites */
+  int pumping;    /* inside pump, so no nesting */
+  int pump_error; /* the pump itself failed (out of memory) */
+  int exiting;    /* os.exit was called; exit_code holds */
   int exit_code;
-  int draining;         /* everything is cancelled and about to end */
-  int closing;          /* sched_close has begun: nobody is woken any more */
+  int draining; /* everything is cancelled and about to end */
+  int closing;  /* sched_close has begun: nobody is woken any more */
   int main_failed;
-  int open_handles;     /* of the five above, not yet closed */
-  volatile int signal;  /* set by sched_interrupt, read by the pump */
+  int open_handles;    /* of the five above, not yet closed */
+  volatile int signal; /* set by sched_interrupt, read by the pump */
 };
 
 /* Opens the scheduler on a loop and a fresh state. Returns 0 or a negative
@@ -208,7 +209,8 @@ void task_unwait(lua_State *L, struct task *t);
 void task_set_parent(struct task *t, struct task *parent);
 /* Delivers a pending interrupt after a shield or a held load has ended. */
 void task_interrupts_due(lua_State *L, struct task *t);
-/* Would `t` wait for itself if it waited for `on`? Walks the waits-for chain. */
+/* Would `t` wait for itself if it waited for `on`? Walks the waits-for chain.
+ */
 int task_would_deadlock(const struct task *t, const struct task *on);
 int task_set_limit(struct task *t, double seconds);
 void task_push_handle(lua_State *L, const struct task *t);

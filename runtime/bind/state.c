@@ -59,8 +59,7 @@ static int open_protected(lua_State *L) {
   struct sched_hooks hooks = {b->host.log, b->host.uncaught, b->host.ud};
   int rc = sched_open(s, L, s->loop, &hooks);
   if (rc < 0)
-    return luaL_error(L, "cannot open the loop's handles: %s",
-                      uv_strerror(rc));
+    return luaL_error(L, "cannot open the loop's handles: %s", uv_strerror(rc));
   s->error_mt = new_ref(L);
   s->defer_runner = new_ref(L);
   lua_pushlightuserdata(L, s);
@@ -140,10 +139,10 @@ static void start_main(lua_State *L, struct bind *b, int nargs) {
 static int start_chunk(lua_State *L) {
   struct start *start = lua_touserdata(L, 1);
   const struct bind_chunk *chunk = start->chunk;
-  int status = chunk->source != NULL
-                   ? luaL_loadbuffer(L, chunk->source, chunk->len,
-                                     chunk->chunkname)
-                   : luaL_loadfile(L, chunk->path);
+  int status =
+      chunk->source != NULL
+          ? luaL_loadbuffer(L, chunk->source, chunk->len, chunk->chunkname)
+          : luaL_loadfile(L, chunk->path);
   if (status != 0)
     return lua_error(L);
   push_strings(L, 1, chunk->argc, chunk->argv);

@@ -34,16 +34,16 @@ static double check_timeout(lua_State *L, int index, const char *what) {
   double seconds = lua_tonumber(L, index);
   if (lua_type(L, index) != LUA_TNUMBER || !(seconds >= 0))
     trace_error(L, "%s: the time must be a number of seconds >= 0, not %s",
-               what,
-               lua_isnumber(L, index) ? lua_tostring(L, index)
-                                      : luaL_typename(L, index));
+                what,
+                lua_isnumber(L, index) ? lua_tostring(L, index)
+                                       : luaL_typename(L, index));
   return seconds;
 }
 
 static void check_function(lua_State *L, int index, const char *what) {
   if (!lua_isfunction(L, index))
     trace_error(L, "%s: a function expected, not %s", what,
-               luaL_typename(L, index));
+                luaL_typename(L, index));
 }
 
 /* spawn(fn, ...) -> handle: a child of the current task. */
@@ -178,7 +178,7 @@ static int l_join(lua_State *L) {
   for (struct task *up = me; up != NULL; up = up->parent)
     if (up == t)
       return trace_error(L, "join: a task cannot join %s",
-                        t == me ? "itself" : "a parent, which waits for it");
+                         t == me ? "itself" : "a parent, which waits for it");
   if (task_would_deadlock(me, t))
     return trace_error(L, "join: that task waits for this one: deadlock");
   me->join_prev = NULL;
@@ -355,7 +355,8 @@ static void set_count(lua_State *L, const char *name, double value) {
   lua_setfield(L, -2, name);
 }
 
-/* counters() -> {alive, ready, waiting, deadlines, pooled, coroutines, slots} */
+/* counters() -> {alive, ready, waiting, deadlines, pooled, coroutines, slots}
+ */
 static int l_counters(lua_State *L) {
   struct sched *s = sched_of(L);
   uint32_t coroutines = 0;

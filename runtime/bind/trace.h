@@ -11,7 +11,8 @@
 /* The handler: expects the scheduler as its upvalue. */
 int trace_on_error(lua_State *L);
 
-/* luaL_error, with the position of the user's line instead of our Lua half's. */
+/* luaL_error, with the position of the user's line instead of our Lua half's.
+ */
 int trace_error(lua_State *L, const char *format, ...);
 
 /* Remembers in t that the failure in the record at index (its err and trace)

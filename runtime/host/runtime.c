@@ -25,7 +25,7 @@ struct moonstash {
   struct bind bind;
   struct settings *settings;
   int log_level;
-  int running;               /* inside run, poll or close */
+  int running;                /* inside run, poll or close */
   char error[LINE_MAX_BYTES]; /* moonstash_last_error */
 };
 
@@ -171,7 +171,8 @@ static int open_settings(moonstash *m) {
   return 0;
 }
 
-/* ---- open and close ---------------------------------------------------------- */
+/* ---- open and close
+ * ---------------------------------------------------------- */
 
 static int open_loop(moonstash *m) {
   int rc = clock_open(!(m->options.flags & MOONSTASH_NO_THREAD));
@@ -243,7 +244,8 @@ int moonstash_close(moonstash *m, unsigned drain_ms) {
   return 0;
 }
 
-/* ---- scripts ---------------------------------------------------------------- */
+/* ---- scripts ----------------------------------------------------------------
+ */
 
 int moonstash_run_file(moonstash *m, const char *path, int argc,
                        const char *const *argv) {
