@@ -1,5 +1,6 @@
 /* What the files of the memory backend share: the store's structs and the
- * steps that store.c offers to bulk.c and back. Tests look in here too.
+ * steps that store.c, lease.c and calls.c offer each other. Tests look in
+ * here too.
  *
  * A step that takes a target, an entry or a view is called with the store's
  * mutex held, unless it says otherwise.
@@ -110,6 +111,13 @@ static inline int entry_expired(const struct entry *entry, uint64_t now) {
   return entry->expires_ms != 0 && entry->expires_ms <= now;
 }
 
+/* Whether a joined key begins with prefix; all begin with the empty one. */
+static inline int store_begins_with(const char *key, size_t key_len,
+                                    const char *prefix, size_t prefix_len) {
+  return prefix_len == 0 ||
+         (key_len >= prefix_len && memcmp(key, prefix, prefix_len) == 0);
+}
+
 /* store.c */
 
 /* Replaces the allocator (realloc), for tests that make it fail. */
@@ -139,11 +147,28 @@ void store_describe(const struct entry *entry, struct backend_item *out);
 /* now + ttl_ms, at most UINT64_MAX; 0 for BACKEND_TTL_NEVER. */
 uint64_t store_expiry(uint64_t now, uint64_t ttl_ms);
 
-/* bulk.c */
+/* lease.c */
+
+/* The key changed: a load of it in flight is not to be stored. */
+void store_poison(const struct target *at);
+/* The same for every key of the view that begins with prefix. */
+void store_poison_prefix(struct view *view, const char *prefix,
+                         size_t prefix_len);
+/* Ends every load of a view that closes. Locks and unlocks by itself. */
+void store_end_leases(struct view *view);
+/* The calls of backend_ops with these names. They lock by themselves. */
+int store_lease(BACKEND_KEY_ARGS, void *buf, size_t cap,
+                struct backend_item *out, struct backend_wait *wait);
+int store_fill(BACKEND_KEY_ARGS, uint64_t token, const void *bytes,
+               size_t length, uint32_t format, uint64_t ttl_ms);
+int store_abandon(BACKEND_KEY_ARGS, uint64_t token, const char *message,
+                  size_t message_len);
+int store_waiters(BACKEND_KEY_ARGS, uint64_t token);
+int store_unwait(struct backend *self, struct backend_wait *wait);
+
+/* calls.c */
 
 /* What a view's backend points to. */
 extern const struct backend_ops store_calls;
-/* The key changed: a load of it in flight is not to be stored. */
-void store_poison(const struct target *at);
 
 #endif
