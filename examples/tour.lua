@@ -3,6 +3,8 @@
 local cache = require "cache"
 local task = require "task"
 
+if not cache.settings.enabled then print "(caching is off: CACHE_ENABLED)" end
+
 local file = arg[1] or "/usr/share/common-licenses/GPL-3"
 
 local function section(title) print("\n-- " .. title) end
@@ -23,7 +25,7 @@ print("get, deleted:", cache.get_cached("my_key"))
 section "Another alias, another TTL"
 cache.set_cached("my_key", { any = "value", n = { 1, 2, 3 } }, { ttl = 300, alias = "persistent" })
 local value = cache.get_cached("my_key", { alias = "persistent" })
-print("a table comes back as a copy:", value.any, #value.n)
+if value then print("a table comes back as a copy:", value.any, #value.n) end
 print("the other alias has its own keys:", cache.get_cached("my_key"))
 cache.clear_cache { alias = "persistent" }
 print("cleared:", cache.get_cached("my_key", { alias = "persistent" }))
