@@ -5,15 +5,24 @@
  * there only. A process may have any number of runtimes; they share nothing
  * but a clock (and the thread that keeps it, see MOONSTASH_NO_THREAD).
  *
+ *   moonstash *m;
+ *   if (moonstash_open(&m, NULL) == 0) {
+ *     moonstash_run_file(m, "app.lua", 0, NULL);
+ *     int exit_code = moonstash_run(m);
+ *     moonstash_close(m, 1000);
+ *   }
+ *
  * Functions that can fail return 0 or more on success and a negative
  * MOONSTASH_E code otherwise; moonstash_strerror names the code and
- * moonstash_last_error tells what happened. A function that takes a callback
- * and returns < 0 never calls it; otherwise the callback runs exactly once,
- * later, on the runtime's thread, also when the runtime is closed.
+ * moonstash_last_error tells what happened. A runtime that is NULL is EINVAL.
+ * A function that takes a callback and returns < 0 never calls it; otherwise
+ * the callback runs exactly once, later, on the runtime's thread, also when
+ * the runtime is closed.
  *
- * As a library Moonstash installs no signal handlers, never writes to stdout
+ * As a library Moonstash installs no signal handlers, writes nothing to stdout
  * or stderr and never calls exit: messages go to log_fn, uncaught errors to
- * error_fn, and os.exit only ends the runtime.
+ * error_fn, and os.exit only ends the runtime. (What a script prints goes to
+ * stdout, as print and io.write do everywhere.)
  *
  * This header needs nothing but the C library's <stddef.h> and <stdint.h>.
  */
@@ -49,7 +58,8 @@ enum {
   MOONSTASH_EIO = -3,     /* the event loop or a file cannot be opened */
   MOONSTASH_ESYNTAX = -4, /* the Lua source does not compile */
   MOONSTASH_ELUA = -5,    /* the runtime cannot go on */
-  MOONSTASH_EBUSY = -6    /* called from inside the runtime's own loop */
+  MOONSTASH_EBUSY = -6,   /* called from inside the runtime's own loop */
+  MOONSTASH_EEXITED = -7  /* a script has called os.exit: no more can start */
 };
 
 /* Levels of log_fn, and of the setting MOONSTASH_LOG, which picks what is
@@ -73,15 +83,16 @@ enum {                       /* moonstash_options.flags */
  * ever added at the end, and size tells which the caller knows. */
 typedef struct moonstash_options {
   size_t size;    /* sizeof(moonstash_options) */
-  unsigned flags; /* MOONSTASH_ flags */
+  unsigned flags; /* MOONSTASH_NO_ flags */
 
-  /* Gets each log line, without a newline; valid during the call. May be
-   * NULL. Must not call the runtime. */
+  /* Gets each log line, without a newline; valid during the call. NULL drops
+   * them. Must not call the runtime, and must return. */
   void (*log_fn)(void *ud, int level, const char *line);
 
-  /* Gets the error of a task that nobody joins: a script's own, or a detached
-   * task's. trace: the message and the stack, across tasks. A nil error is
-   * not reported. May be NULL. Must not call the runtime. */
+  /* Gets the error of a task that nobody joins. task: "main" for a script,
+   * else "task <number>". trace: the message and the stack, across tasks;
+   * valid during the call. A nil error is not reported. NULL drops them. Must
+   * not call the runtime, and must return. */
   void (*error_fn)(void *ud, const char *task, const char *trace);
 
   void *ud; /* passed to both */
@@ -97,46 +108,65 @@ MOONSTASH_API unsigned moonstash_version_number(void);
 /* A short English name of a MOONSTASH_E code, never NULL. Any thread. */
 MOONSTASH_API const char *moonstash_strerror(int code);
 
-/* What the last failing call of this runtime had to say: one line, or "".
- * Valid until the next call. */
+/* What the last failing call of this runtime had to say: one line, or "" when
+ * none has failed yet. Valid until the next failing call. */
 MOONSTASH_API const char *moonstash_last_error(const moonstash *m);
 
 /* Opens a runtime; options NULL = defaults. On failure *out is NULL and the
- * reason went to log_fn: a setting that cannot be read (EINVAL), ENOMEM, EIO.
- */
+ * reason went to log_fn: EINVAL for a setting in the environment that cannot
+ * be read, or an unknown flag or field; ENOMEM; EIO. (EINVAL without a line:
+ * out is NULL, or options.size was not set.) */
 MOONSTASH_API int moonstash_open(moonstash **out,
                                  const moonstash_options *options);
 
 /* Cancels all tasks and runs the loop until they have ended, for at most
- * drain_ms milliseconds; then frees everything. m may be NULL. Returns 0, or
- * EBUSY when called from inside the runtime (nothing happens then). */
+ * drain_ms milliseconds; what has not ended by then is dropped as it stands,
+ * with a warning to log_fn. Then frees everything. uv handles that the host
+ * has left on the loop are closed without a callback, callbacks of its pending
+ * requests run, and the Lua state goes last: handles and requests are the
+ * host's to free after that. m may be NULL. Returns 0, or EBUSY when called
+ * from inside the runtime (nothing happens then). */
 MOONSTASH_API int moonstash_close(moonstash *m, unsigned drain_ms);
 
 /* Starts a script as a main task; it runs in the turns that follow (run or
- * poll). argv[0..argc-1] become its `...` and arg[1..argc], the path arg[0].
- * ESYNTAX or EIO when it cannot be loaded. */
+ * poll). argv[0..argc-1] become its `...` and arg[1..argc], the path arg[0];
+ * all are copied. May be called from a C function that Lua has called. EINVAL
+ * for a missing path or argument, EIO when the file cannot be read, ESYNTAX
+ * when it does not compile, EEXITED after os.exit. */
 MOONSTASH_API int moonstash_run_file(moonstash *m, const char *path, int argc,
                                      const char *const *argv);
 
-/* The same for Lua source in memory. chunkname as in luaL_loadbuffer ("=name"
- * or "@file"). The source is copied. */
+/* The same for Lua source, or bytecode, in memory. chunkname as in
+ * luaL_loadbuffer ("=name" or "@file"); NULL = "=buffer". The source is copied.
+ */
 MOONSTASH_API int moonstash_run_buffer(moonstash *m, const char *source,
                                        size_t length, const char *chunkname);
 
-/* Runs until every main task, and with it its children, has ended. Returns
- * the exit code: 0, 1 after an error in a script, n after os.exit(n); or
- * ELUA. */
+/* Runs until every main task, and with it its children, has ended; at once
+ * when there is none. Returns the exit code: after os.exit(n) the low 8 bits
+ * of n, as a process would; else 1 when a script failed of those started since
+ * all had last ended; else 0. When every task waits and nothing can ever wake
+ * one, the main tasks fail with an error that says so. EBUSY; or ELUA, after
+ * which only close helps. */
 MOONSTASH_API int moonstash_run(moonstash *m);
 
 /* Runs what is ready, for about budget_us microseconds: one frame of a host
- * with a loop of its own. A task that does not wait is not interrupted, so a
- * frame may be longer by one slice. Returns 1 while main tasks are left, 0
- * when all have ended (moonstash_run then gives the exit code at once), or
- * ELUA. */
+ * with a loop of its own. Never blocks; 0 is one turn of the loop. A task that
+ * does not wait is not interrupted, so a frame may be longer by one slice.
+ * Returns 1 while main tasks are left, 0 when all have ended (moonstash_run
+ * then gives the exit code at once), EBUSY, or ELUA. */
 MOONSTASH_API int moonstash_poll(moonstash *m, uint64_t budget_us);
 
 /* For C functions of the host: the Lua state's main thread, and the libuv
- * loop. Register functions before scripts run; never run the loop. */
+ * loop; NULL for NULL. Both live until moonstash_close.
+ *
+ * Register functions before scripts run. Outside a function that Lua has
+ * called, call Lua with lua_pcall only: an error that nothing catches ends the
+ * process. Code that runs outside a task cannot wait. Never run the loop, or
+ * moonstash_run and moonstash_poll from a callback of it (EBUSY). To let a task
+ * wait for a callback, give Lua a C function that takes a function, keeps it
+ * with luaL_ref and calls it later from a loop callback; Lua waits in
+ * task.await(function(resume) later(ms, resume) end). */
 MOONSTASH_API struct lua_State *moonstash_lua(moonstash *m);
 MOONSTASH_API struct uv_loop_s *moonstash_loop(moonstash *m);
 

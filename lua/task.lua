@@ -10,7 +10,7 @@ local errors = require "moonstash.error"
 local pack = function(...) return { n = select("#", ...), ... } end
 local unpack = unpack
 local error, type, pairs, tostring = error, type, pairs, tostring
-local new_error = errors.new
+local new_error, note = errors.new, errors.note
 
 local OK, TIMEOUT, RAISE, FAILED = 0, 1, 2, 3
 
@@ -67,7 +67,8 @@ function Task.pjoin(self, timeout)
 end
 
 local function cancelled(reason)
-  local err = new_error("cancelled", reason == nil and "cancelled" or "cancelled: " .. tostring(reason))
+  local message = reason == nil and "cancelled" or "cancelled: " .. tostring(reason)
+  local err = new_error("cancelled", message)
   err.reason = reason
   return err
 end
@@ -118,24 +119,15 @@ function task.defer(fn, ...)
   core.defer(fn)
 end
 
--- An xpcall handler: the stack of an error that will be raised again.
-local function note(err)
-  if not errors.is(err, "cancelled") then
-    core.note_error(err, debug.traceback(tostring(err), 2))
-  end
-  return err
-end
-
-local function unshield(ok, ...)
-  core.shield(-1)
+local function unshield(me, ok, ...)
+  core.shield(-1, me)
   if ok then return ... end
   error((...), 0)
 end
 
 function task.shield(fn, ...)
   check_function(fn, "shield")
-  core.shield(1)
-  return unshield(xpcall(fn, note, ...))
+  return unshield(core.shield(1), xpcall(fn, note, ...))
 end
 
 -- ---- several tasks ---------------------------------------------------------
@@ -147,8 +139,11 @@ local function leave(child, state, ...)
   error((...), 0)
 end
 
-local function run_scope(fn, ...)
-  local child = core.spawn(fn, ...)
+-- Runs fn(scope) in a child of its own, so that its failure is this call's.
+local function run_scope(what, fn, scope)
+  core.may_wait(what)
+  local child = core.spawn(fn, scope)
+  if scope then scope.task = child end
   return leave(child, core.join(child))
 end
 
@@ -162,9 +157,7 @@ end
 
 function task.scope(fn)
   check_function(fn, "scope")
-  return run_scope(function()
-    return fn(setmetatable({ task = core.current() }, Scope))
-  end)
+  return run_scope("scope", fn, setmetatable({}, Scope))
 end
 
 local function check_functions(fns, what)
@@ -180,7 +173,7 @@ end
 
 function task.gather(fns)
   check_functions(fns, "gather")
-  return run_scope(function()
+  return run_scope("gather", function()
     local tasks, results = {}, {}
     for key, fn in pairs(fns) do tasks[key] = core.spawn(fn) end
     for key, t in pairs(tasks) do results[key] = t:join() end
@@ -191,7 +184,7 @@ end
 function task.race(fns)
   check_functions(fns, "race")
   if next(fns) == nil then error("race: at least one function expected", 2) end
-  return run_scope(function()
+  return run_scope("race", function()
     local me, ticket, first = core.current(), nil, nil
     local function ended(runner, ...)
       if first then return end
@@ -303,10 +296,14 @@ local function unlink(node)
 end
 
 -- Waits in the list, for the progress of the owner's task if that is known.
--- true, value of the waker; or false, err at a timeout.
-local function wait_in(waiters, timeout, what, owner)
+-- item: what the waker is to take. true, value of the waker; or false, err at
+-- a timeout.
+local function wait_in(waiters, timeout, what, owner, item)
   core.may_wait(what)
-  local node = { task = core.current(), ticket = core.ticket(), prev = waiters.prev, next = waiters }
+  local node = {
+    task = core.current(), ticket = core.ticket(), item = item,
+    prev = waiters.prev, next = waiters,
+  }
   waiters.prev.next, waiters.prev = node, node
   local state, value = core.park(timeout, what, owner)
   unlink(node)
@@ -315,14 +312,13 @@ local function wait_in(waiters, timeout, what, owner)
   error(value, 0)
 end
 
--- Wakes the first that still waits; false when there is none.
+-- Wakes the first that still waits. Returns its node, nil when there is none.
 local function wake_first(waiters, value)
   while waiters.next ~= waiters do
     local node = waiters.next
     unlink(node)
-    if core.wake(node.task, node.ticket, value) then return true end
+    if core.wake(node.task, node.ticket, value) then return node end
   end
-  return false
 end
 
 local function check_timeout(timeout, what)
@@ -442,24 +438,26 @@ end
 
 function Queue:push(value, timeout)
   check_timeout(timeout, "queue:push")
-  if value == nil then error("queue:push: the value is nil, which pop gives for a closed queue", 2) end
-  while true do
-    if self.closed then return nil, closed_error("queue:push") end
-    if wake_first(self.readers, value) then return true end
-    if self:count() < self.capacity then
-      append(self, value)
-      return true
-    end
-    local ok, err = wait_in(self.writers, timeout, "queue:push")
-    if not ok then return nil, err end
+  if value == nil then
+    error("queue:push: the value is nil, which pop gives for a closed queue", 2)
   end
+  if self.closed then return nil, closed_error("queue:push") end
+  if wake_first(self.readers, value) then return true end
+  if self:count() < self.capacity then
+    append(self, value)
+    return true
+  end
+  local ok, taken = wait_in(self.writers, timeout, "queue:push", nil, value)
+  if ok and taken then return true end
+  return nil, ok and closed_error("queue:push") or taken
 end
 
 function Queue:pop(timeout)
   check_timeout(timeout, "queue:pop")
   if self:count() > 0 then
     local value = take(self)
-    wake_first(self.writers)
+    local writer = wake_first(self.writers, true)
+    if writer then append(self, writer.item) end
     return value
   end
   if self.closed then return nil, closed_error("queue:pop") end

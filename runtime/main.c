@@ -6,11 +6,13 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "host/runtime.h"
 
@@ -47,7 +49,7 @@ static const char usage[] =
     "  --busted [args]  run busted specs, each in a task; with --clear-cache\n"
     "                   memory caches are emptied between tests, and with\n"
     "                   --test-timeout=SECONDS a test may take that long\n"
-    "  --check file     check the syntax of a file, run nothing\n"
+    "  --check files    check the syntax of files, run nothing\n"
     "  --env            print the effective settings and where they come from\n"
     "  --version        print the versions of Moonstash and its libraries\n"
     "  --help           print this\n"
@@ -108,7 +110,7 @@ static int read_option(struct command *c, int option) {
     return 1;
   case OPT_CHECK:
     add_action(c, 'c', optarg);
-    return 1;
+    return 0; /* what follows are files, too */
   case OPT_BUSTED:
     add_action(c, 'B', NULL);
     return 0;
@@ -135,8 +137,7 @@ static int read_command(struct command *c, int argc, char **argv) {
   return 0;
 }
 
-/* ---- hooks
- * ------------------------------------------------------------------- */
+/* ---- hooks ---- */
 
 static void write_log(void *ud, int level, const char *line) {
   static const char *const labels[] = {"", "warning: ", "info: ", "debug: "};
@@ -157,29 +158,35 @@ static void write_setting(void *ud, const char *line) {
   puts(line);
 }
 
-/* ---- signals
- * ------------------------------------------------------------------- */
+/* ---- signals ---- */
 
 static moonstash *interruptible; /* what the handler speaks to */
 static volatile sig_atomic_t received;
+
+static void on_signal(int signo);
+
+/* Changes what a signal does, unless the parent wants it ignored. */
+static void set_action(int signo, void (*handler)(int)) {
+  struct sigaction old,
+      action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+  sigaction(signo, NULL, &old);
+  if (old.sa_handler != SIG_IGN)
+    sigaction(signo, &action, NULL);
+}
+
+static void set_actions(void (*handler)(int)) {
+  set_action(SIGINT, handler);
+  set_action(SIGTERM, handler);
+}
 
 /* The first SIGINT or SIGTERM asks; the default action is back before it
  * returns, so that a second one ends even a loop that never waits. */
 static void on_signal(int signo) {
   int saved = errno;
-  signal(SIGINT, SIG_DFL);
-  signal(SIGTERM, SIG_DFL);
+  set_actions(SIG_DFL);
   received = signo;
   runtime_interrupt(interruptible, signo);
   errno = saved;
-}
-
-static void catch_signal(int signo) {
-  struct sigaction old,
-      action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-  sigaction(signo, NULL, &old);
-  if (old.sa_handler != SIG_IGN) /* a parent may want it ignored */
-    sigaction(signo, &action, NULL);
 }
 
 /* Dies of the signal, so that a parent sees it. */
@@ -189,8 +196,14 @@ static void die_of(int signo) {
   raise(signo);
 }
 
-/* ---- main
- * ------------------------------------------------------------------------ */
+/* ---- main ---- */
+
+/* A prompt reads standard input byte by byte, so that a line's io.read gets
+ * the next line; so no buffer may hold what was read ahead. */
+static void prepare_input(const struct command *c) {
+  if (c->interactive || isatty(STDIN_FILENO))
+    setvbuf(stdin, NULL, _IONBF, 0);
+}
 
 static int run(struct command *c, int argc, char **argv) {
   moonstash *m;
@@ -208,31 +221,36 @@ static int run(struct command *c, int argc, char **argv) {
   }
   struct bind_cli cli = {c->actions, c->action_count, (const char *const *)argv,
                          argc, c->script};
+  prepare_input(c);
   rc = runtime_run_cli(m, &cli);
   if (rc == 0) {
     interruptible = m;
-    catch_signal(SIGINT);
-    catch_signal(SIGTERM);
+    set_actions(on_signal);
     rc = moonstash_run(m);
   }
   if (rc < 0)
     fprintf(stderr, "moonstash: %s\n", moonstash_last_error(m));
   runtime_drain(m, DRAIN_MS);
+  set_actions(SIG_DFL);
+  moonstash_close(m, 0);
   if (received != 0)
     die_of(received);
-  if (c->interactive) /* a thread may sit in a read of the terminal */
-    exit(rc < 0 ? EXIT_FAILURE : rc);
-  signal(SIGINT, SIG_DFL);
-  signal(SIGTERM, SIG_DFL);
-  moonstash_close(m, 0);
   return rc < 0 ? EXIT_FAILURE : rc;
+}
+
+/* A descriptor below 3 that the parent has closed would become the loop's. */
+static void open_standard_files(void) {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+      exit(EXIT_FAILURE);
 }
 
 int main(int argc, char **argv) {
   struct command c = {0};
-  if (read_command(&c, argc, argv) < 0)
-    return EXIT_USAGE;
-  int rc = run(&c, argc, argv);
+  open_standard_files();
+  int rc = EXIT_USAGE;
+  if (read_command(&c, argc, argv) == 0)
+    rc = run(&c, argc, argv);
   for (int i = 0; i < c.action_count; i++)
     free((char *)c.actions[i]);
   free(c.actions);

@@ -3,21 +3,25 @@
 -- results or its error. See lease in runtime/backend.h.
 local backend = require "moonstash.backend"
 local core = require "moonstash.task"
+local funcinfo = require("jit.util").funcinfo
 local alias = require "cache.alias"
 local errors = require "moonstash.error"
 local keys = require "cache.key"
 local native = require "cache.native"
+local raise = require "cache.raise"
 
-local find, state, memory = alias.find, alias.state, alias.memory
+local state, get = alias.state, alias.memory.get
 local of_arguments, check_key = keys.of_arguments, keys.check
+local encode, encode_results = native.encode, native.encode_results
+local decode = require("string.buffer").decode
 local RESULTS, TABLE = backend.RESULTS, backend.TABLE
 local HIT, TOKEN, AGAIN = backend.LEASE_HIT, backend.LEASE_TOKEN, backend.LEASE_AGAIN
-local WAIT_OK, WAIT_RAISE, WAIT_FAILED = 0, 2, 3
-local decode = require("string.buffer").decode
+local GIVEN, DIRECT = backend.LEASE_GIVEN, backend.LEASE_DIRECT
+local WAIT_OK = 0
 local type, error, select, unpack, pairs, tostring, xpcall, pcall =
   type, error, select, unpack, pairs, tostring, xpcall, pcall
 
-local KNOWN = { ttl = "any", alias = "string", name = "string", key_builder = "function" }
+local KNOWN = { ttl = "any", alias = "any", name = "string", key_builder = "function" }
 local LATER = {}
 for name in ([[namespace key skip_self version jitter idle_ttl max_ttl neg_ttl error_ttl lock
   lock_timeout stale_while_revalidate stale_if_error stale_if stale_backoff default soft_timeout
@@ -28,96 +32,109 @@ for name in ([[namespace key skip_self version jitter idle_ttl max_ttl neg_ttl e
 end
 
 local function check_options(opts)
-  if type(opts) ~= "table" then
-    error(("cached: options must be a table, not %s"):format(type(opts)), 3)
-  end
+  if type(opts) ~= "table" then raise("cached: options must be a table, not %s", type(opts)) end
   for name, value in pairs(opts) do
     local kind = KNOWN[name]
     if not kind then
-      error(("cached: the option '%s' is %s"):format(tostring(name),
-        LATER[name] and "not in this version" or "unknown"), 3)
+      raise("cached: the option '%s' is %s", tostring(name),
+        LATER[name] and "not in this version" or "unknown")
     end
     if kind ~= "any" and type(value) ~= kind then
-      error(("cached: %s must be a %s, not a %s"):format(name, kind, type(value)), 3)
+      raise("cached: %s must be a %s, not a %s", name, kind, type(value))
     end
   end
-  if opts.ttl ~= nil then alias.ttl_ms(opts.ttl, "cached", 3) end
+  if opts.name == "" then raise "cached: name must not be empty" end
+  if type(opts.ttl) == "function" then raise "cached: a function as ttl is not in this version" end
 end
 
 -- ---- names ----------------------------------------------------------------
 
-local automatic = {} -- automatic name -> the prototype that has it
+local automatic = {} -- name -> {proto: whose it is, weak; count: owners so far}
 
 -- A name for the wrapper of a function that was given none: where it was
--- defined. Two closures of one prototype would share keys: that raises.
+-- defined. Two closures of one prototype would share keys: that raises. A new
+-- prototype there (the file was loaded again, or another one is called the
+-- same) starts anew, under a name that nobody had.
 local function automatic_name(fn)
-  local info = debug.getinfo(fn, "S")
-  local name = ("%s:%d"):format(info.short_src:match "[^/]*$", info.linedefined)
-  local site = ("%s:%d-%d"):format(info.source, info.linedefined, info.lastlinedefined)
-  return name, site
+  local proto, info = funcinfo(fn).proto, debug.getinfo(fn, "S")
+  if not proto then raise "cached: a C function needs a name or a key_builder" end
+  local file = info.source:match "^@.-([^/]*)$" or info.short_src
+  local name = ("%s:%d"):format(file, info.linedefined)
+  local owner = automatic[name] or setmetatable({ count = 0 }, { __mode = "v" })
+  if owner.proto == proto then
+    raise("cached: %s is wrapped twice under its automatic name: give it a name or a key_builder",
+      name)
+  end
+  owner.proto, owner.count = proto, owner.count + 1
+  automatic[name] = owner
+  return owner.count == 1 and name or ("%s#%d"):format(name, owner.count)
 end
 
-local function own_name(fn, opts)
+-- The wrapper's name; nil when a key_builder makes its keys.
+local function own_name(fn, opts, the_alias)
   if opts.name then return opts.name end
   if opts.key_builder then return nil end
-  if opts.alias and opts.alias ~= "memory" then
-    error(("cached: a wrapper on '%s' needs a name or a key_builder: its keys must survive an "
-      .. "edit of the script"):format(opts.alias), 3)
+  if the_alias.name ~= "memory" then
+    raise("cached: a wrapper on '%s' needs a name or a key_builder: its keys must survive an "
+      .. "edit of the script", the_alias.name)
   end
-  local name, site = automatic_name(fn)
-  if automatic[name] == site then
-    error(("cached: %s is wrapped twice under its automatic name: give it a name or a "
-      .. "key_builder"):format(name), 3)
-  end
-  automatic[name] = site
-  return name
+  return automatic_name(fn)
 end
 
 -- ---- loads ----------------------------------------------------------------
 
+-- An xpcall handler: the stack of an error that will be raised again.
 local function note(err)
   if not errors.is(err, "cancelled") then
-    core.note_error(err, debug.traceback(tostring(err), 2))
+    local _, text = pcall(tostring, err)
+    core.note_error(err, debug.traceback(tostring(text), 2))
   end
   return err
 end
 
--- The results of a hit: all of them, as fn returned them.
-local function results_of(format, value)
-  if format == RESULTS then return unpack(value, 1, value.n) end
+-- A waiter's outcome comes with the bytes of a table still encoded.
+local function waited(format, value)
+  if format == RESULTS then
+    value = decode(value)
+    return unpack(value, 1, value.n)
+  end
+  if format == TABLE then return decode(value) end
   return value
 end
 
--- A waiter's outcome comes with the bytes of a table still encoded.
-local function waited(format, value)
-  if format == RESULTS or format == TABLE then value = decode(value) end
-  return results_of(format, value)
+-- Results that are not stored: none but nils ("nothing there"), or Lua's
+-- nil, err.
+local function is_passing(n, first, second, ...)
+  if first ~= nil then return false end
+  if second ~= nil then return true end
+  for i = 1, n - 2 do
+    if select(i, ...) ~= nil then return false end
+  end
+  return true
 end
 
-local function encode_results(n, ...)
-  if n == 1 then return native.encode((...), "cached") end
-  return native.encode_results("cached", n, ...)
+local function encode_all(n, ...)
+  if n == 1 then return encode((...), "cached") end
+  return encode_results(n, ...)
 end
 
 -- Ends the load whose fn has returned; gives its results back.
 local function loaded(self, load, ok, ...)
   if not ok then
-    local err = ...
-    local mine = errors.is(err, "cancelled") -- the caller's end, not the load's
-    if mine then backend.abandon(load) else backend.abandon(load, err) end
-    error(err, 0)
+    backend.fail(load, (...))
+    error((...), 0)
   end
   local n = select("#", ...)
-  if n == 0 or (...) == nil then -- nothing there, or Lua's nil, err: not cached
-    backend.abandon(load)
+  if is_passing(n, ...) then
+    backend.give(load, { n = n, ... })
     return ...
   end
-  local encoded, bytes, format = pcall(encode_results, n, ...)
+  local encoded, bytes, format = pcall(encode_all, n, ...)
   if not encoded then
-    backend.abandon(load, bytes)
+    backend.fail(load, bytes)
     error(bytes, 0)
   end
-  backend.fill(load, bytes, format, self.ttl_ms or find(self.alias, 2).ttl_ms)
+  backend.fill(load, bytes, format, self.ttl_ms or self.alias.ttl_ms)
   return ...
 end
 
@@ -125,49 +142,54 @@ local miss
 
 -- What lease said.
 local function leased(self, key, outcome, a, b, ...)
-  if outcome == HIT then return results_of(a, b) end
   if outcome == TOKEN then return loaded(self, a, xpcall(self.fn, note, ...)) end
-  if outcome == WAIT_OK then return waited(a, b) end
+  if outcome == HIT or outcome == WAIT_OK then return waited(a, b) end
+  if outcome == GIVEN then return unpack(a, 1, a.n) end
   if outcome == AGAIN then return miss(self, key, ...) end
-  if outcome == WAIT_RAISE or outcome == WAIT_FAILED then error(a, 0) end
-  return self.fn(...) -- LEASE_DIRECT: here waiting is impossible, or a cycle
+  if outcome == DIRECT then return self.fn(...) end -- waiting is impossible here, or a cycle
+  error(a, 0) -- WAIT_FAILED, WAIT_RAISE
 end
 
 function miss(self, key, ...)
-  local outcome, a, b = backend.lease(find(self.alias, 2).view, "", key)
+  local outcome, a, b = backend.lease(self.alias.view, "", key)
   return leased(self, key, outcome, a, b, ...)
 end
 
-local function key_of(self, ...)
-  local build = self.key_builder
-  if not build then return of_arguments(self.name, "cached", ...) end
-  local key = build(self.fn, ...)
-  check_key(key, "cached: key_builder")
-  return key
-end
-
-local function call(self, ...)
-  if not state.enabled then return self.fn(...) end
-  local key = key_of(self, ...)
-  local format, value = memory.get(find(self.alias, 2).view, "", key)
-  if format ~= nil then return results_of(format, value) end
-  return miss(self, key, ...)
+-- The wrapper itself: on a hit without closures, tables and C calls, so that
+-- it compiles.
+local function wrapper(self)
+  local fn, build, prefix, the_alias = self.fn, self.key_builder, self.prefix, self.alias
+  return function(...)
+    if not state.enabled then return fn(...) end
+    local key
+    if build then
+      key = build(fn, ...)
+      check_key(key, "cached: key_builder")
+    else
+      key = of_arguments(prefix, ...)
+    end
+    local format, value = get(the_alias, "", key)
+    if format == nil then return miss(self, key, ...) end
+    if format == RESULTS then return unpack(value, 1, value.n) end
+    return value
+  end
 end
 
 --- See lua/meta/cache.lua.
 return function(fn, opts)
   if type(fn) ~= "function" then
-    error(("cached: a function expected, not %s"):format(type(fn)), 2)
+    raise("cached: a function expected, not %s", type(fn))
   end
   if opts == nil then opts = {} end
   check_options(opts)
-  find(opts.alias or "memory", 2)
-  local self = {
+  local the_alias = alias.find(opts.alias == nil and "memory" or opts.alias, "cached")
+  local ttl_ms = opts.ttl ~= nil and alias.ttl_ms(opts.ttl, "cached") or nil
+  local name = own_name(fn, opts, the_alias)
+  return wrapper {
     fn = fn,
-    alias = opts.alias or "memory",
+    alias = the_alias,
     key_builder = opts.key_builder,
-    name = own_name(fn, opts),
-    ttl_ms = opts.ttl ~= nil and alias.ttl_ms(opts.ttl, "cached", 2) or nil,
+    prefix = name and keys.prefix(name),
+    ttl_ms = ttl_ms,
   }
-  return function(...) return call(self, ...) end
 end

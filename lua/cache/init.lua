@@ -2,8 +2,11 @@
 -- required; lua/meta/cache.lua documents every function.
 local alias = require "cache.alias"
 local backend = require "moonstash.backend"
+local object = require "cache.object"
+local raise = require "cache.raise"
 local settings = require "cache.settings"
-local get_object = require "cache.object"
+
+local pairs, tostring, type = pairs, tostring, type
 
 local cache = {}
 
@@ -11,20 +14,17 @@ cache.cached = require "cache.cached"
 cache.settings = settings.view
 
 function cache.get_cache(name)
-  return get_object(name == nil and "memory" or name, 2)
+  return object.of(name == nil and "memory" or name, "get_cache")
 end
 
-cache.memory = get_object("memory", 2)
-cache.persistent = get_object("persistent", 2)
+cache.memory = cache.get_cache "memory"
+cache.persistent = cache.get_cache "persistent"
 
 -- Takes the alias out of an options table of the seed's four functions. Gives
--- the object and the other options, nil when there are none.
+-- the alias and the other options, nil when there are none.
 local function split(opts, what)
-  if opts == nil then return cache.memory end
-  if type(opts) ~= "table" then
-    error(("%s: options must be a table, not %s"):format(what, type(opts)), 3)
-  end
-  local object = opts.alias == nil and cache.memory or get_object(opts.alias, 3)
+  if opts == nil then return alias.find("memory", what) end
+  if type(opts) ~= "table" then raise("%s: options must be a table, not %s", what, type(opts)) end
   local rest
   for name, value in pairs(opts) do
     if name ~= "alias" then
@@ -32,48 +32,49 @@ local function split(opts, what)
       rest[name] = value
     end
   end
-  return object, rest
+  return alias.find(opts.alias == nil and "memory" or opts.alias, what), rest
 end
 
 function cache.get_cached(key, opts)
-  local object, rest = split(opts, "get_cached")
-  return object:get(key, nil, rest)
+  local the_alias, rest = split(opts, "get_cached")
+  return object.get(the_alias, key, nil, rest, "get_cached")
 end
 
 function cache.set_cached(key, value, opts)
-  local object, rest = split(opts, "set_cached")
-  return object:set(key, value, rest)
+  local the_alias, rest = split(opts, "set_cached")
+  return object.set(the_alias, key, value, rest, "set_cached")
 end
 
 function cache.delete_cached(key, opts)
-  local object, rest = split(opts, "delete_cached")
-  return object:delete(key, rest)
+  local the_alias, rest = split(opts, "delete_cached")
+  return object.delete(the_alias, key, rest, "delete_cached")
 end
 
 function cache.clear_cache(opts)
-  local object, rest = split(opts, "clear_cache")
-  return object:clear(nil, rest)
+  local the_alias, rest = split(opts, "clear_cache")
+  return object.clear(the_alias, nil, rest, "clear_cache")
 end
 
 function cache.configure_caches(values)
   if values == settings.view then values = settings.snapshot() end
   if values == nil then values = {} end
   if type(values) ~= "table" then
-    error(("configure_caches: a table of settings expected, not %s"):format(type(values)), 2)
+    raise("configure_caches: a table of settings expected, not %s", type(values))
   end
-  if values.aliases ~= nil then
-    error("configure_caches: aliases are not in this version", 2)
-  end
+  if values.aliases ~= nil then raise("configure_caches: aliases are not in this version") end
   alias.configure(values)
 end
 
 cache.testing = {}
 
+local ADVANCE_MAX = 1e9 -- seconds; more in one step is a mistake
+
 function cache.testing.advance(seconds)
-  if type(seconds) ~= "number" or not (seconds >= 0) then
-    error(("advance: a number of seconds >= 0 expected, not %s"):format(tostring(seconds)), 2)
+  if type(seconds) ~= "number" or not (seconds >= 0 and seconds <= ADVANCE_MAX) then
+    raise("advance: a number of seconds from 0 to %g expected, not %s", ADVANCE_MAX,
+      type(seconds) == "number" and tostring(seconds) or type(seconds))
   end
-  backend.advance(seconds * 1000)
+  backend.advance(math.floor(seconds * 1000 + 0.5))
 end
 
 return cache

@@ -4,13 +4,14 @@
 -- What comes out is always a copy.
 local backend = require "moonstash.backend"
 local buffer = require "string.buffer"
+local raise = require "cache.raise"
 
 local BYTES, INTEGER, NUMBER = backend.BYTES, backend.INTEGER, backend.NUMBER
 local FALSE, TRUE, TABLE = backend.FALSE, backend.TRUE, backend.TABLE
 local MAX_INTEGER = 2 ^ 53
 local MAX_DEPTH = 32
 
-local type, pairs, getmetatable, error, tostring = type, pairs, getmetatable, error, tostring
+local type, pairs, getmetatable, tostring = type, pairs, getmetatable, tostring
 local encode = buffer.encode
 
 local native = {}
@@ -22,35 +23,27 @@ end
 
 local storable = { boolean = true, number = true, string = true }
 
-local check_table
-
-local function check_part(value, path, key, depth, above, what)
-  local kind = type(value)
-  if storable[kind] then return end
-  if kind ~= "table" then
-    error(("%s: %s is a %s, which cannot be cached"):format(what, path_of(path, key), kind), 0)
-  end
-  check_table(value, path_of(path, key), depth + 1, above, what)
-end
-
 -- Walks a table before it is encoded: string.buffer would say only that
 -- something is wrong, not where.
-function check_table(value, path, depth, above, what)
-  if above[value] then
-    error(("%s: %s is a cycle, which cannot be cached"):format(what, path), 0)
-  end
+local function check_table(value, path, depth, above, what)
+  if above[value] then raise("%s: %s is a cycle, which cannot be cached", what, path) end
   if depth > MAX_DEPTH then
-    error(("%s: %s is nested deeper than %d tables"):format(what, path, MAX_DEPTH), 0)
+    raise("%s: %s is nested deeper than %d tables", what, path, MAX_DEPTH)
   end
   if getmetatable(value) ~= nil then
-    error(("%s: %s has a metatable, which cannot be cached"):format(what, path), 0)
+    raise("%s: %s has a metatable, which cannot be cached", what, path)
   end
   above[value] = true
   for key, part in pairs(value) do
     if not storable[type(key)] then
-      error(("%s: %s has a key that is a %s, which cannot be cached"):format(what, path, type(key)), 0)
+      raise("%s: %s has a key that is a %s, which cannot be cached", what, path, type(key))
     end
-    if not storable[type(part)] then check_part(part, path, key, depth, above, what) end
+    local kind = type(part)
+    if kind == "table" then
+      check_table(part, path_of(path, key), depth + 1, above, what)
+    elseif not storable[kind] then
+      raise("%s: %s is a %s, which cannot be cached", what, path_of(path, key), kind)
+    end
   end
   above[value] = nil
 end
@@ -74,13 +67,13 @@ function native.encode(value, what)
     check_table(value, "value", 1, {}, what)
     return encode(value), TABLE
   end
-  error(("%s: a %s cannot be cached"):format(what, kind), 0)
+  raise("%s: value is a %s, which cannot be cached", what, kind)
 end
 
---- Encodes all results of a function, nils too. path names them in errors.
-function native.encode_results(what, n, ...)
+--- Encodes all n results of a function, nils too.
+function native.encode_results(n, ...)
   local results = { ... }
-  check_table(results, "results", 1, {}, what)
+  check_table(results, "results", 0, {}, "cached")
   results.n = n
   return encode(results), backend.RESULTS
 end

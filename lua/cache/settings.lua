@@ -1,6 +1,7 @@
 -- Settings for Lua: the read-only view, and the overlay of configure_caches.
 -- Values live in C, as text with a source; see runtime/host/settings.h.
 local host = require "moonstash.host"
+local raise = require "cache.raise"
 
 local settings = {}
 
@@ -23,27 +24,22 @@ end
 --- cache.settings: settings.default_ttl and so on.
 settings.view = setmetatable({}, {
   __index = function(_, name)
-    return index[name] and settings.get(name)
+    if index[name] then return settings.get(name) end
   end,
   __newindex = function(_, name)
-    error(("settings.%s: settings are read-only; use cache.configure_caches"):format(
-      tostring(name)), 2)
+    raise("settings.%s: settings are read-only; use cache.configure_caches", tostring(name))
   end,
+  __metatable = "cache.settings",
 })
 
 -- The text of a Lua value, as the environment would spell it.
 local function as_text(name, value)
   local kind = type(value)
   if kind == "string" then return value end
-  if kind == "boolean" then
-    if name:find "ttl$" and not value then return "0" end
-    return tostring(value)
-  end
-  if kind == "number" then
-    if name:find "ttl$" and value == math.huge then return "0" end
-    return ("%.17g"):format(value)
-  end
-  error(("configure_caches: %s must be a string, number or boolean, not a %s"):format(name, kind), 4)
+  if name:find "ttl$" and (value == false or value == math.huge) then return "0" end
+  if kind == "boolean" then return tostring(value) end
+  if kind == "number" then return ("%.17g"):format(value) end
+  raise("configure_caches: %s must be a string, number or boolean, not a %s", name, kind)
 end
 
 --- Overlays settings by lower-case name. All or none; raises on a bad one.
@@ -51,12 +47,12 @@ function settings.overlay(values)
   local texts = {}
   for name, value in pairs(values) do
     if type(name) ~= "string" then
-      error(("configure_caches: setting names are strings, not %s"):format(tostring(name)), 3)
+      raise("configure_caches: setting names are strings, not %s", tostring(name))
     end
     texts[name] = as_text(name, value)
   end
   local ok, err = host.configure(texts)
-  if not ok then error("configure_caches: " .. err, 3) end
+  if not ok then raise("configure_caches: %s", err) end
 end
 
 --- Copies every value that is set, for configure_caches(cache.settings).

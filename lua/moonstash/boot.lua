@@ -68,6 +68,9 @@ table.insert(package.loaders, 2, function(name)
   end
 end)
 
+local errors = require "moonstash.error" -- tells the C side about error objects
+
+-- Fails at the line that called require, five levels up.
 local function find_loader(name)
   local tried = {}
   for _, searcher in ipairs(package.loaders) do
@@ -75,12 +78,11 @@ local function find_loader(name)
     if type(loader) == "function" then return loader end
     if type(loader) == "string" then tried[#tried + 1] = loader end
   end
-  error(("module '%s' not found:%s"):format(name, table.concat(tried)), 3)
+  error(("module '%s' not found:%s"):format(name, table.concat(tried)), 5)
 end
 
-local function note(err)
-  core.note_error(err, debug.traceback(tostring(err), 2))
-  return err
+local function load_module(name)
+  return find_loader(name)(name)
 end
 
 -- Ends a load: keeps what the chunk returned, wakes those who wait for it.
@@ -94,6 +96,12 @@ local function loaded(name, load, ok, value)
     package.loaded[name] = true
   end
   return package.loaded[name]
+end
+
+-- Did the loading task end in the middle, by a stray coroutine.yield?
+local function is_dead(loader)
+  local status = loader and core.status(loader)
+  return status == "done" or status == "failed" or status == "cancelled"
 end
 
 -- Waits until another task has loaded the module.
@@ -118,13 +126,12 @@ function require(name)
     local value = package.loaded[name]
     if value then return value end
     local load = loading[name]
-    if not load then break end
+    if not load or is_dead(load.task) then break end
     await_load(name, load)
   end
-  local loader = find_loader(name)
   local load = { task = core.current() }
   loading[name] = load
-  return loaded(name, load, xpcall(loader, note, name))
+  return loaded(name, load, xpcall(load_module, errors.note, name))
 end
 
 function dofile(name)
@@ -141,7 +148,7 @@ function os.exit(code)
   if type(code) ~= "number" then
     error(("bad argument #1 to 'exit' (number expected, got %s)"):format(type(code)), 2)
   end
-  return core.exit(code)
+  core.exit(code) -- returns only where it could not stop the task at once
+  local _, err = core.sleep(0)
+  error(err, 0)
 end
-
-require "moonstash.error" -- tells the C side about error objects

@@ -3,62 +3,86 @@
 -- each ("eprint(1)", "lsocket"). The habits are luajit's.
 local host = require "moonstash.host"
 
--- A chunk that does not compile ends the program: one line, no traceback.
+-- Ends the program with one line on stderr.
+local function fail(code, message)
+  io.stderr:write("moonstash: ", message, "\n")
+  os.exit(code)
+end
+
+-- A chunk that does not compile is no error in a task: no traceback.
 local function load_or_fail(chunk, err)
-  if chunk then return chunk end
-  io.stderr:write("moonstash: ", err, "\n")
-  os.exit(1)
+  return chunk or fail(1, err)
 end
 
 local function load_file(name)
-  return load_or_fail(loadfile(name ~= "-" and name or nil))
+  return loadfile(name ~= "-" and name or nil)
 end
 
--- `cache` and `task` without require, for one-liners: loaded when first used.
-local function preset_globals()
-  local env = getmetatable(_G) or {}
-  local index = env.__index
-  local preset = { cache = true, task = true }
-  env.__index = function(t, name)
-    if preset[name] then
-      local value = require(name)
-      rawset(t, name, value)
-      return value
-    end
-    if type(index) == "function" then return index(t, name) end
-    return index and index[name]
-  end
-  setmetatable(_G, env)
+-- ---- cache and task without require, for one-liners --------------------------
+
+local PRESET = { cache = true, task = true }
+local given = {} -- name -> value of those that were used
+
+local function give(globals, name)
+  if not PRESET[name] then return nil end
+  given[name] = require(name)
+  rawset(globals, name, given[name])
+  return given[name]
 end
+
+local on_use = { __index = give }
+
+local function preset_globals()
+  if getmetatable(_G) == nil then setmetatable(_G, on_use) end
+  if getmetatable(_G) == on_use then return end
+  for name in pairs(PRESET) do -- somebody watches _G: now instead of on use
+    if rawget(_G, name) == nil then give(_G, name) end
+  end
+end
+
+-- Scripts must say what they require: they may be run without -e.
+local function drop_presets()
+  if getmetatable(_G) == on_use then setmetatable(_G, nil) end
+  for name, value in pairs(given) do
+    if rawget(_G, name) == value then rawset(_G, name, nil) end
+  end
+end
+
+-- ---- options --------------------------------------------------------------------
 
 local function run_init()
   local init = not host.no_env and os.getenv "LUA_INIT"
   if not init or init == "" then return end
   if init:sub(1, 1) == "@" then
-    dofile(init:sub(2))
+    load_or_fail(load_file(init:sub(2)))()
   else
     load_or_fail(loadstring(init, "=LUA_INIT"))()
   end
 end
 
+local function split(list)
+  local items = {}
+  for item in list:gmatch "[^,]+" do items[#items + 1] = item end
+  return items
+end
+
 -- -j cmd, -j cmd=args: a function of jit, or a module jit.cmd.
 local function jit_command(command)
   local name, args = command:match "^([^=]*)=?(.*)$"
-  local list = {}
-  for arg in args:gmatch "[^,]+" do list[#list + 1] = arg end
-  local fn = jit[name]
-  if type(fn) == "function" then
-    fn(unpack(list))
-  else
-    require("jit." .. name).start(unpack(list))
+  local start = jit[name]
+  if type(start) ~= "function" then
+    local found, module = pcall(require, "jit." .. name)
+    start = found and type(module) == "table" and module.start
+    if not start then fail(2, ("-j: '%s' is not a JIT command"):format(name)) end
   end
+  start(unpack(split(args)))
 end
 
 local function jit_options(options)
-  local list = {}
-  for option in options:gmatch "[^,]+" do list[#list + 1] = option end
+  local list = split(options)
   if #list == 0 then list[1] = "3" end
-  require("jit.opt").start(unpack(list))
+  local ok, err = pcall(require("jit.opt").start, unpack(list))
+  if not ok then fail(2, "-O: " .. err:gsub("^.-:%d+: ", "")) end
 end
 
 local function print_version()
@@ -71,12 +95,43 @@ local run = {
     preset_globals()
     load_or_fail(loadstring(chunk, "=(command line)"))()
   end,
-  l = function(name) require(name) end,
+  l = function(name) loadstring("require(...)", "=(command line)")(name) end,
   j = jit_command,
   O = jit_options,
   v = print_version,
-  c = load_file, -- --check
+  i = function() end,
 }
+local QUIET = { e = true, v = true } -- after these there need not be a script
+
+-- ---- other ways to run ------------------------------------------------------------
+
+local function check_files(file, argv, script)
+  local failed = false
+  for i = script - 1, #argv do
+    local chunk, err = load_file(i < script and file or argv[i])
+    if not chunk then
+      io.stderr:write("moonstash: ", err, "\n")
+      failed = true
+    end
+  end
+  if failed then os.exit(1) end
+end
+
+-- -bl in one word is -b -l.
+local function save_bytecode(_, argv)
+  local joined = argv[1]:sub(3)
+  local list = { unpack(argv, 2, #argv) }
+  if joined ~= "" then table.insert(list, 1, "-" .. joined) end
+  require("jit.bcsave").start(unpack(list))
+end
+
+-- As the last action these are the only one: nothing runs.
+local alone = { c = check_files, b = save_bytecode }
+
+local function run_busted(argv, script)
+  drop_presets()
+  require("moonstash.busted").run(unpack(argv, script, #argv))
+end
 
 -- The arg table: [0] is the script, options and the program lie below it.
 local function arg_table(argv, script)
@@ -85,29 +140,32 @@ local function arg_table(argv, script)
   return arg
 end
 
-local function run_script(argv, script)
-  load_file(argv[script])(unpack(argv, script + 1, #argv))
+-- The arguments come from arg, which LUA_INIT or -e may have changed.
+local function run_script(name)
+  drop_presets()
+  load_or_fail(load_file(name))(host.values(type(arg) == "table" and arg or {}))
 end
 
 return function(actions, argv, script)
-  _G.arg = arg_table(argv, script <= #argv and script or 0)
+  _G.arg = arg_table(argv, script)
+  local last = actions[#actions] or ""
+  local only = alone[last:sub(1, 1)]
+  if only then return only(last:sub(2), argv, script) end
   run_init()
   local interactive, quiet = false, false
   for _, action in ipairs(actions) do
-    local kind, value = action:sub(1, 1), action:sub(2)
-    if kind == "i" then interactive = true
-    elseif kind == "b" then return require("jit.bcsave").start(unpack(argv, 2, #argv))
-    elseif kind == "B" then return require("moonstash.busted").run(unpack(argv, script, #argv))
-    else run[kind](value) end
-    quiet = quiet or kind ~= "l" and kind ~= "j" and kind ~= "O" and kind ~= "i"
+    local kind = action:sub(1, 1)
+    if kind == "B" then return run_busted(argv, script) end
+    run[kind](action:sub(2))
+    interactive = interactive or kind == "i"
+    quiet = quiet or QUIET[kind]
   end
-  if script <= #argv then run_script(argv, script) end
-  if interactive or (script > #argv and not quiet and host.isatty(0)) then
+  local has_script = script <= #argv
+  if has_script then run_script(argv[script]) end
+  if interactive or (not has_script and not quiet and host.isatty(0)) then
     preset_globals()
     if not quiet then print_version() end
     return require "moonstash.repl"()
   end
-  if script > #argv and not quiet then
-    load_file("-")()
-  end
+  if not has_script and not quiet then run_script "-" end
 end

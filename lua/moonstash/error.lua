@@ -20,12 +20,20 @@ function errors.is(err, code)
   return getmetatable(err) == mt and (code == nil or err.code == code)
 end
 
+--- An xpcall handler: keeps the stack of an error that will be raised again.
+function errors.note(err)
+  if not errors.is(err, "cancelled") then
+    core.note_error(err, debug.traceback(tostring(err), 2))
+  end
+  return err
+end
+
 -- The deferred functions of a task, newest first: all run, the first error
 -- goes on.
 local function run_defers(list)
   local failed, first
   for i = #list, 1, -1 do
-    local ok, err = pcall(list[i])
+    local ok, err = xpcall(list[i], failed and tostring or errors.note)
     if not ok and not failed then failed, first = true, err end
   end
   if failed then error(first, 0) end

@@ -2,8 +2,9 @@
 -- the very last line, below the texts of the failures.
 return function(options)
   local busted = require "busted"
-  local tty = require("moonstash.host").isatty(1)
-  local handler = require("busted.outputHandlers." .. (tty and "utfTerminal" or "plainTerminal"))(options)
+  local usual = require("moonstash.host").isatty(1) and "utfTerminal" or "plainTerminal"
+  local handler = require("busted.outputHandlers." .. usual)(options)
+  require("moonstash.busted").guard(busted) -- also where .busted names this handler
 
   busted.subscribe({ "exit" }, function()
     io.write(("\n%d successes / %d failures / %d errors / %d pending\n"):format(

@@ -1,10 +1,13 @@
 /* What the Lua files of the host itself need: settings, log, the built-in Lua
  * sources, a line of standard input. */
 #define _GNU_SOURCE
+#include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <hiredis.h>
 #include <lauxlib.h>
 #include <luajit.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,59 +103,121 @@ static int l_version(lua_State *L) {
   return 4;
 }
 
+/* values(list) -> its items. unpack stops at 8000, but LuaJIT's stack grows as
+ * it is pushed to. */
+static int l_values(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int n = (int)lua_objlen(L, 1);
+  for (int i = 1; i <= n; i++)
+    lua_rawgeti(L, 1, i);
+  return n;
+}
+
 static int l_isatty(lua_State *L) {
   lua_pushboolean(L, isatty((int)luaL_checkinteger(L, 1)));
   return 1;
 }
 
-/* A line of standard input, read on a thread of libuv's pool so that tasks go
- * on while a person types. */
-struct read_line {
-  uv_work_t work;
+/* A line of standard input, a byte at a time as they come: tasks go on while
+ * a person types, and nothing is taken that a script's io.read would want. */
+struct line {
+  uv_poll_t poll;
   struct task *task; /* NULL once the wait was given up */
-  struct bind *bind;
-  char *line; /* getline's; NULL before */
-  size_t size;
-  ssize_t length; /* -1 = end of input */
+  char *text;        /* NULL at first */
+  size_t length, capacity;
+  int is_end; /* of input, and nothing before it */
 };
 
-static void free_line(struct read_line *r) {
-  free(r->line);
+enum { LINE_FIRST_CAPACITY = 128 };
+
+static void free_line(struct line *r) {
+  free(r->text);
   free(r);
 }
 
-static void read_on_thread(uv_work_t *work) {
-  struct read_line *r = work->data;
-  r->length = getline(&r->line, &r->size, stdin);
+static int append_byte(struct line *r, char byte) {
+  if (r->length == r->capacity) {
+    size_t capacity = r->capacity ? r->capacity * 2 : LINE_FIRST_CAPACITY;
+    char *text = realloc(r->text, capacity);
+    if (text == NULL)
+      return -1;
+    r->text = text;
+    r->capacity = capacity;
+  }
+  r->text[r->length++] = byte;
+  return 0;
+}
+
+/* Takes what is there. 1: the line is complete, or the input has ended. */
+static int read_bytes(struct line *r) {
+  struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+  char byte;
+  while (poll(&input, 1, 0) > 0) {
+    ssize_t n = read(STDIN_FILENO, &byte, 1);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+      return 0;
+    if (n <= 0)
+      r->is_end = r->length == 0;
+    else if (append_byte(r, byte) < 0)
+      r->is_end = 1; /* none is better than half a line */
+    if (n <= 0 || r->is_end || byte == '\n')
+      return 1;
+  }
+  return 0;
 }
 
 static int push_line(lua_State *co, struct task *t, void *arg) {
-  struct read_line *r = arg;
+  struct line *r = arg;
   (void)t;
   if (co != NULL) {
     lua_pushinteger(co, WAIT_OK);
-    if (r->length >= 0)
-      lua_pushlstring(co, r->line, (size_t)r->length);
-    else
+    if (r->is_end)
       lua_pushnil(co);
+    else
+      lua_pushlstring(co, r->text, r->length);
   }
   free_line(r);
   return 2;
 }
 
-static void after_read(uv_work_t *work, int status) {
-  struct read_line *r = work->data;
-  (void)status;
+static void on_line_closed(uv_handle_t *handle) {
+  struct line *r = handle->data;
   if (r->task != NULL)
     task_complete(r->task, push_line, r);
   else
     free_line(r);
 }
 
+static void on_readable(uv_poll_t *poll, int status, int events) {
+  struct line *r = poll->data;
+  (void)events;
+  if (status < 0)
+    r->is_end = r->length == 0;
+  if (status < 0 || read_bytes(r))
+    uv_close((uv_handle_t *)poll, on_line_closed);
+}
+
 static void forget_line(lua_State *L, struct task *t, void *arg) {
+  struct line *r = arg;
   (void)L;
   (void)t;
-  ((struct read_line *)arg)->task = NULL; /* after_read frees */
+  r->task = NULL;
+  if (!uv_is_closing((uv_handle_t *)&r->poll))
+    uv_close((uv_handle_t *)&r->poll, on_line_closed);
+}
+
+/* Watches standard input. It stays a blocking one: whoever started us shares
+ * it. */
+static int watch_input(uv_loop_t *loop, struct line *r) {
+  int flags = fcntl(STDIN_FILENO, F_GETFL);
+  int rc = uv_poll_init(loop, &r->poll, STDIN_FILENO);
+  if (rc < 0)
+    return rc;
+  fcntl(STDIN_FILENO, F_SETFL, flags);
+  r->poll.data = r;
+  rc = uv_poll_start(&r->poll, UV_READABLE, on_readable);
+  assert(rc == 0); /* fails only for a closing handle */
+  return rc;
 }
 
 /* readline() -> state, line with its newline or nil at the end */
@@ -161,15 +226,15 @@ static int l_readline(lua_State *L) {
   struct task *t;
   if (!task_may_wait(L, &b->sched, "readline", &t))
     return task_raise(L, t);
-  struct read_line *r = calloc(1, sizeof *r);
+  struct line *r = calloc(1, sizeof *r);
   if (r == NULL)
     return luaL_error(L, "not enough memory");
-  r->work.data = r;
+  if (read_bytes(r)) /* also: what cannot be watched is always ready */
+    return push_line(L, t, r);
   r->task = t;
-  r->bind = b;
-  int rc = uv_queue_work(b->sched.loop, &r->work, read_on_thread, after_read);
+  int rc = watch_input(b->sched.loop, r);
   if (rc < 0) {
-    free(r);
+    free_line(r);
     return luaL_error(L, "readline: %s", uv_strerror(rc));
   }
   return task_wait(L, t, -1, forget_line, r);
@@ -182,6 +247,7 @@ int bind_open_host(lua_State *L) {
       {"configure", l_configure},
       {"embedded", l_embedded},
       {"version", l_version},
+      {"values", l_values},
       {"isatty", l_isatty},
       {"readline", l_readline},
       {NULL, NULL},

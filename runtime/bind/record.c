@@ -11,6 +11,7 @@
  */
 #include <assert.h>
 #include <lauxlib.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,38 @@
 #include "bind/trace.h"
 
 enum { POOL_MAX = 256 }; /* finished coroutines that are kept for reuse */
+
+/* fn(a, b), as a C function that needs no closure of its own. */
+int sched_guard(lua_State *L) {
+  lua_CFunction fn = (lua_CFunction)lua_touserdata(L, 1);
+  lua_remove(L, 1);
+  return fn(L);
+}
+
+/* LuaJIT lets the error of a finalizer (__gc) out of the allocation that ran
+ * it. In a slice that is the task's error. Between slices it is nobody's: it
+ * is logged, and fn runs again. */
+int sched_guarded(lua_State *L, struct sched *s, lua_CFunction fn,
+                  const void *a, const void *b) {
+  int top = lua_gettop(L);
+  for (;;) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, s->guard);
+    lua_pushlightuserdata(L, (void *)fn);
+    lua_pushlightuserdata(L, (void *)a);
+    lua_pushlightuserdata(L, (void *)b);
+    int status = lua_pcall(L, 3, LUA_MULTRET, 0);
+    if (status == 0)
+      return lua_gettop(L) - top;
+    if (status == LUA_ERRMEM || s->current != NULL)
+      lua_error(L);
+    char line[256]; /* no Lua string: making one may run the next finalizer */
+    snprintf(line, sizeof line, "a finalizer (__gc) failed: %s",
+             lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+                                            : luaL_typename(L, -1));
+    sched_log(s, BIND_LOG_WARN, line);
+    lua_settop(L, top);
+  }
+}
 
 static int thread_key(uint32_t slot) {
   return 2 * (int)slot + 1;
@@ -49,8 +82,14 @@ static uint32_t slot_new(struct sched *s, lua_State *L) {
   return s->slot_count++;
 }
 
+static int new_thread(lua_State *L) {
+  lua_newthread(L);
+  return 1;
+}
+
 void slot_fill(struct sched *s, lua_State *L, uint32_t slot) {
-  lua_State *co = lua_newthread(L);
+  sched_guarded(L, s, new_thread, NULL, NULL);
+  lua_State *co = lua_tothread(L, -1);
   anchor(s, L, thread_key(slot));
   s->slots[slot].co = co;
 }
@@ -108,6 +147,18 @@ void task_push_handle(lua_State *L, const struct task *t) {
   lua_remove(L, -2);
 }
 
+static int new_table(lua_State *L) {
+  lua_newtable(L);
+  return 1;
+}
+
+void sched_push_table(lua_State *L, struct sched *s) {
+  if (s->current != NULL)
+    lua_newtable(L);
+  else
+    sched_guarded(L, s, new_table, NULL, NULL);
+}
+
 void task_push_record(lua_State *L, int handle, struct task *t) {
   if (t->flags & TASK_RECORD) {
     lua_getfenv(L, handle);
@@ -115,7 +166,7 @@ void task_push_record(lua_State *L, int handle, struct task *t) {
   }
   if (handle < 0)
     handle = lua_gettop(L) + 1 + handle;
-  lua_newtable(L);
+  sched_push_table(L, t->sched);
   lua_pushvalue(L, -1);
   lua_setfenv(L, handle);
   t->flags |= TASK_RECORD;
@@ -146,13 +197,18 @@ void record_get(lua_State *L, struct task *t, const char *field) {
   lua_remove(L, -2);
 }
 
+static int new_error(lua_State *L) {
+  lua_createtable(L, 0, 2);
+  lua_pushstring(L, lua_touserdata(L, 1));
+  lua_setfield(L, -2, "code");
+  lua_pushstring(L, lua_touserdata(L, 2));
+  lua_setfield(L, -2, "message");
+  return 1;
+}
+
 void sched_push_error(lua_State *L, struct sched *s, const char *code,
                       const char *message) {
-  lua_createtable(L, 0, 2);
-  lua_pushstring(L, code);
-  lua_setfield(L, -2, "code");
-  lua_pushstring(L, message);
-  lua_setfield(L, -2, "message");
+  sched_guarded(L, s, new_error, code, message);
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->error_mt);
   lua_setmetatable(L, -2);
 }

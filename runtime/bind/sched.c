@@ -60,33 +60,65 @@ static struct task *ready_pop(struct sched *s) {
 
 /* ---- the pump ---- */
 
+static int is_ours(const lua_Debug *ar) {
+  return strncmp(ar->short_src, "moonstash/", 10) == 0;
+}
+
+/* Fills ar with the source of the function on top of L, or, if that is one of
+ * ours around a user's (every, after), of the user's. 0: there is none. */
+static int find_users(lua_State *L, lua_Debug *ar) {
+  int fn = lua_gettop(L), i = 0;
+  if (!lua_isfunction(L, fn))
+    return 0;
+  lua_pushvalue(L, fn);
+  do {
+    if (lua_isfunction(L, -1)) {
+      lua_getinfo(L, ">S", ar);
+      if (*ar->what != 'C' && !is_ours(ar))
+        return 1;
+    }
+    lua_settop(L, fn);
+  } while (lua_getupvalue(L, fn, ++i) != NULL);
+  return 0;
+}
+
 /* Pushes "file:line" of where t stands, or of its body when it has ended. */
 static void push_site(lua_State *L, struct task *t, lua_State *co) {
   lua_Debug ar;
+  lua_pushnil(L);
   for (int level = 0; t->state == TASK_WAITING && lua_getstack(co, level, &ar);
        level++) {
-    lua_getinfo(co, "Sl", &ar);
-    if (ar.currentline > 0 && strncmp(ar.short_src, "moonstash/", 10) != 0) {
+    lua_getinfo(co, "Slf", &ar);
+    lua_xmove(co, L, 1);
+    if (ar.currentline > 0 && !is_ours(&ar)) {
       lua_pushfstring(L, "%s:%d", ar.short_src, ar.currentline);
       return;
     }
+    if (*ar.what == 'C')
+      lua_pop(L, 1);
+    else
+      lua_replace(L, -2); /* the outermost of ours is the body */
   }
-  if (lua_isfunction(co, 1)) {
+  if (t->state != TASK_WAITING && lua_isfunction(co, 1)) {
     lua_pushvalue(co, 1);
-    lua_getinfo(co, ">S", &ar);
-    lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
-    return;
+    lua_xmove(co, L, 1);
   }
-  lua_pushfstring(L, "task %d", (int)t->id);
+  if (find_users(L, &ar)) {
+    lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
+  } else {
+    lua_pushfstring(L, "task %d", (int)t->id);
+  }
 }
 
 /* Logs a slice that held the loop, once per site: as a warning when somebody
  * had to wait for it, else for information. */
-static void log_slice(struct sched *s, lua_State *L, struct task *t,
-                      lua_State *co, unsigned ms) {
+static int log_slice(lua_State *L) {
+  struct task *t = lua_touserdata(L, 1);
+  struct sched *s = t->sched;
+  int ms = (int)(intptr_t)lua_touserdata(L, 2);
   struct deadline *first = deadlines_first(&s->deadlines);
   int held_up = s->ready > 0 || (first && first->at_ns < uv_hrtime());
-  push_site(L, t, co);
+  push_site(L, t, t->co);
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->sites);
   lua_pushvalue(L, -2);
   lua_rawget(L, -2);
@@ -98,11 +130,10 @@ static void log_slice(struct sched *s, lua_State *L, struct task *t,
     lua_pushboolean(L, 1);
     lua_rawset(L, -3);
     lua_pushfstring(L, "%s held the loop for %d ms without a wait",
-                    lua_tostring(L, -2), (int)ms);
+                    lua_tostring(L, -2), ms);
     sched_log(s, held_up ? BIND_LOG_WARN : BIND_LOG_INFO, lua_tostring(L, -1));
-    lua_pop(L, 1);
   }
-  lua_pop(L, 2);
+  return 0;
 }
 
 /* The slice ended in a yield: a wait, the task's abandoning, or nothing that
@@ -110,15 +141,10 @@ static void log_slice(struct sched *s, lua_State *L, struct task *t,
 static void yielded(struct sched *s, lua_State *L, struct task *t) {
   int ours = lua_gettop(t->co) > 0 && lua_touserdata(t->co, -1) == (void *)s;
   if (t->flags & TASK_ABANDONED) {
-    t->outcome = TASK_CANCELLED;
-    t->flags &= (uint16_t)~TASK_ABANDONED;
-    ending_drop(s, L, t);
+    ending_drop_cancelled(s, L, t);
   } else if (ours && t->state == TASK_WAITING) {
     lua_settop(t->co, 0);
-    if (t->flags & TASK_YIELDED) {
-      t->flags &= (uint16_t)~TASK_YIELDED;
-      task_wake(t, WAIT_OK, L, 0);
-    }
+    wait_suspended(L, t);
   } else {
     ending_drop_failed(
         s, L, t,
@@ -127,10 +153,25 @@ static void yielded(struct sched *s, lua_State *L, struct task *t) {
   }
 }
 
+/* Takes the results of a completed wait to the coroutine. */
+static int push_results(lua_State *L) {
+  struct task *t = lua_touserdata(L, 1);
+  lua_settop(L, 0);
+  return t->push(L, t, t->push_arg);
+}
+
+static void take_results(struct sched *s, lua_State *L, struct task *t) {
+  int n = sched_guarded(L, s, push_results, t, NULL);
+  t->push = NULL;
+  lua_xmove(L, t->co, n);
+  t->nargs = (uint32_t)n;
+}
+
 static void run_slice(struct sched *s, lua_State *L, struct task *t) {
   assert(t->state == TASK_READY && t->co != NULL);
   t->state = TASK_RUNNING;
   t->flags &= (uint16_t)~TASK_PJOINING;
+  t->waits_for = NULL;
   if (!(t->flags & TASK_STARTED)) {
     t->flags |= TASK_STARTED;
     if (t->flags & TASK_CANCEL) { /* cancelled before it began */
@@ -142,19 +183,16 @@ static void run_slice(struct sched *s, lua_State *L, struct task *t) {
       return;
     }
   }
+  if (t->push != NULL)
+    take_results(s, L, t);
   lua_State *co = t->co;
-  if (t->push != NULL) {
-    task_push_fn *push = t->push;
-    t->push = NULL;
-    t->nargs = (uint32_t)push(co, t, t->push_arg);
-  }
   uint64_t began = clock_now_ms();
   s->current = t;
   int status = lua_resume(co, (int)t->nargs);
   s->current = NULL;
   uint64_t took = clock_now_ms() - began;
   if (took >= SLOW_SLICE_MS)
-    log_slice(s, L, t, co, (unsigned)took);
+    sched_guarded(L, s, log_slice, t, (void *)(intptr_t)took);
   if (status == LUA_YIELD)
     yielded(s, L, t);
   else if (status == 0)
@@ -248,16 +286,19 @@ static void on_async(uv_async_t *handle) {
 static void on_prepare(uv_prepare_t *handle) {
   struct sched *s = handle->data;
   struct deadline *first = deadlines_first(&s->deadlines);
+  uint64_t due = first != NULL ? first->at_ns : UINT64_MAX;
+  if (s->drain_ns != 0 && s->drain_ns < due)
+    due = s->drain_ns;
   if (s->ready > 0)
     uv_idle_start(&s->idle, on_idle);
   else
     uv_idle_stop(&s->idle);
-  if (first == NULL) {
+  if (due == UINT64_MAX) {
     uv_timer_stop(&s->timer);
     return;
   }
   uint64_t now = uv_hrtime();
-  uint64_t left = first->at_ns > now ? first->at_ns - now : 0;
+  uint64_t left = due > now ? due - now : 0;
   uv_timer_start(&s->timer, on_timer, (left + NS_PER_MS - 1) / NS_PER_MS, 0);
 }
 
@@ -314,6 +355,8 @@ int sched_open(struct sched *s, lua_State *L, uv_loop_t *loop,
   s->sites = luaL_ref(L, LUA_REGISTRYINDEX);
   lua_getglobal(L, "xpcall");
   s->xpcall = luaL_ref(L, LUA_REGISTRYINDEX);
+  lua_pushcfunction(L, sched_guard);
+  s->guard = luaL_ref(L, LUA_REGISTRYINDEX);
   return open_handles(s);
 }
 
@@ -334,12 +377,13 @@ void sched_close(struct sched *s) {
   deadlines_free(&s->deadlines);
   free(s->slots);
   s->slots = NULL;
+  s->slot_count = s->slot_capacity = s->pooled = 0;
 }
 
 /* Nothing is ready, due or pending: no event will ever come. */
 static int is_stuck(const struct sched *s) {
-  return s->ready == 0 && s->deadlines.count == 0 && s->signal == 0 &&
-         !uv_loop_alive(s->loop);
+  return s->ready == 0 && s->deadlines.count == 0 &&
+         (s->signal == 0 || s->draining) && !uv_loop_alive(s->loop);
 }
 
 static int fail_mains(lua_State *L) {
@@ -395,7 +439,7 @@ static int drain_protected(lua_State *L) {
 }
 
 int sched_drain(struct sched *s, unsigned drain_ms) {
-  uint64_t until = uv_hrtime() + (uint64_t)drain_ms * NS_PER_MS;
+  uint64_t until = s->drain_ns = uv_hrtime() + (uint64_t)drain_ms * NS_PER_MS;
   if (lua_cpcall(s->L, drain_protected, s) != 0)
     lua_pop(s->L, 1);
   while (s->alive > 0 && !s->pump_error && uv_hrtime() < until) {
@@ -405,6 +449,7 @@ int sched_drain(struct sched *s, unsigned drain_ms) {
     uv_run(s->loop, s->ready > 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
     uv_unref((uv_handle_t *)&s->check);
   }
+  s->drain_ns = 0;
   return (int)s->alive;
 }
 

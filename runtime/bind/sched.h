@@ -49,6 +49,8 @@ enum {                           /* task.flags */
        TASK_PJOINING =
            1 << 11, /* waits in pjoin: failures of other children wait */
        TASK_PENDING = 1 << 12, /* record.pending holds such failures */
+       TASK_WOKEN = 1 << 13,   /* woken on the way to its yield; see push */
+       TASK_TOLD = 1 << 14,    /* it was told of its TASK_CHILD_FAIL */
        TASK_INTERRUPTS = TASK_CANCEL | TASK_CHILD_FAIL | TASK_LIMIT
 };
 
@@ -57,9 +59,10 @@ struct sched;
 
 /* Is called when a wait ends otherwise than by task_wake: forget `arg`. */
 typedef void task_forget_fn(lua_State *L, struct task *t, void *arg);
-/* Pushes a completed wait's results on co, the WAIT_ state first, frees arg and
- * returns how many. co NULL: the runtime closes, only free arg. */
-typedef int task_push_fn(lua_State *co, struct task *t, void *arg);
+/* Pushes a completed wait's results on L, the WAIT_ state first, then frees arg
+ * and returns how many. It may raise before it frees: it is called again. L
+ * NULL: nobody wants them, only free arg. */
+typedef int task_push_fn(lua_State *L, struct task *t, void *arg);
 
 /* A task is the userdata behind its Lua handle. While it is not DONE the
  * handle and the coroutine are anchored in the registry by `slot`. */
@@ -128,7 +131,8 @@ struct sched {
   uint64_t next_id;
   uint64_t turn_ns;   /* uv_hrtime() when this turn's poll had returned */
   uint64_t budget_ns; /* uv_hrtime() after which poll returns; 0 = none */
-  int anchors, xpcall, handler, error_mt, sites, defer_runner; /* refs */
+  uint64_t drain_ns;  /* uv_hrtime() at which a drain gives up; 0 = none */
+  int anchors, xpcall, handler, error_mt, sites, defer_runner, guard; /* refs */
   int site_count; /* entries of sites */
   int pumping;    /* inside pump, so no nesting */
   int pump_error; /* the pump itself failed (out of memory) */
@@ -150,7 +154,9 @@ int sched_open(struct sched *s, lua_State *L, uv_loop_t *loop,
 void sched_close(struct sched *s);
 
 /* Makes a task from the function and nargs arguments on top of L (popped) and
- * pushes its handle. Raises out-of-memory only. */
+ * pushes its handle. A child of a cancelled parent is born cancelled, unless it
+ * is born in a shield. Raises when out of memory, when there are thousands of
+ * arguments, and when the runtime has closed. */
 struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
                          int nargs);
 /* Runs the loop until no main task is left. Returns 0, or -1 when stuck:
@@ -172,7 +178,7 @@ void sched_interrupt(struct sched *s, int signo);
  * an interrupt is due: return task_raise(L, *t). */
 int task_may_wait(lua_State *L, struct sched *s, const char *what,
                   struct task **t);
-/* The same for a pjoin, which leaves failures of other children pending. */
+/* The same for a pjoin: failures of other children stay pending. */
 int task_may_pjoin(lua_State *L, struct sched *s, struct task **t);
 /* Pushes WAIT_RAISE and the pending interrupt; returns 2 for the C function
  * to return, or parks the task for good when it ignores a drain. */
@@ -206,7 +212,8 @@ void task_failure_taken(lua_State *L, struct task *t, int handle);
 /* Undoes the current task's armed wait (a coroutine wrapper found that it
  * cannot pass the yield on). */
 void task_unwait(lua_State *L, struct task *t);
-void task_set_parent(struct task *t, struct task *parent);
+/* Moves t below another parent. The old one, if it only waited for t, ends. */
+void task_set_parent(lua_State *L, struct task *t, struct task *parent);
 /* Delivers a pending interrupt after a shield or a held load has ended. */
 void task_interrupts_due(lua_State *L, struct task *t);
 /* Would `t` wait for itself if it waited for `on`? Walks the waits-for chain.

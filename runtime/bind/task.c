@@ -93,6 +93,12 @@ static int l_park(lua_State *L) {
   struct task *owner = lua_isnoneornil(L, 3) ? NULL : check_task(L, 3);
   if (!task_may_wait(L, sched_of(L), what, &t))
     return task_raise(L, t);
+  if (owner != NULL) { /* its handle must outlive this wait */
+    task_push_handle(L, t);
+    task_push_record(L, -1, t);
+    lua_pushvalue(L, 3);
+    lua_setfield(L, -2, "waits_for");
+  }
   t->waits_for = owner;
   return task_wait(L, t, timeout, NULL, NULL);
 }
@@ -153,7 +159,8 @@ static int push_outcome(lua_State *L, struct task *t) {
   lua_getfield(L, record, "n");
   int n = (int)lua_tointeger(L, -1);
   lua_pop(L, 1);
-  luaL_checkstack(L, n + 1, "too many results");
+  if (!lua_checkstack(L, n + LUA_MINSTACK))
+    return trace_error(L, "join: too many results");
   lua_pushinteger(L, WAIT_OK);
   for (int i = 1; i <= n; i++)
     lua_rawgeti(L, record, i);
@@ -175,7 +182,7 @@ static int l_join(lua_State *L) {
   if (!(lua_toboolean(L, 3) ? task_may_pjoin(L, sched_of(L), &me)
                             : task_may_wait(L, sched_of(L), "join", &me)))
     return task_raise(L, me);
-  for (struct task *up = me; up != NULL; up = up->parent)
+  for (struct task *up = t->parent == me ? NULL : me; up; up = up->parent)
     if (up == t)
       return trace_error(L, "join: a task cannot join %s",
                          t == me ? "itself" : "a parent, which waits for it");
@@ -187,6 +194,8 @@ static int l_join(lua_State *L) {
     t->joiners->join_prev = me;
   t->joiners = me;
   me->waits_for = t;
+  if (lua_toboolean(L, 3))
+    me->flags |= TASK_PJOINING;
   return task_wait(L, me, timeout, forget_join, t);
 }
 
@@ -213,7 +222,7 @@ static int l_cancel_children(lua_State *L) {
 static int l_detach(lua_State *L) {
   struct task *t = check_task(L, 1);
   if (t->state != TASK_DONE)
-    task_set_parent(t, &t->sched->root);
+    task_set_parent(L, t, &t->sched->root);
   lua_settop(L, 1);
   return 1;
 }
@@ -226,14 +235,21 @@ static int l_current(lua_State *L) {
   return 1;
 }
 
-/* shield(+1 or -1): interrupts of the current task wait meanwhile */
+/* shield(1) -> the current task, whose interrupts wait from now on.
+ * shield(-1[, task]): until now. A coroutine may have carried the end of the
+ * shield into another task, or beyond the end of its own. */
 static int l_shield(lua_State *L) {
-  struct task *t = current_task(L, "shield");
-  int step = (int)luaL_checkinteger(L, 1);
-  assert(step == 1 || (step == -1 && t->shield > 0));
-  t->shield += (uint32_t)step;
-  if (step < 0)
+  struct task *t =
+      lua_isnoneornil(L, 2) ? current_task(L, "shield") : check_task(L, 2);
+  if (luaL_checkinteger(L, 1) > 0) {
+    t->shield++;
+    task_push_handle(L, t);
+    return 1;
+  }
+  if (t->shield > 0 && !(t->flags & TASK_DEFERRING && t->shield == 1)) {
+    t->shield--;
     task_interrupts_due(L, t);
+  }
   return 0;
 }
 

@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <string.h>
 
+enum { CAUSE_MAX_BYTES = 8192 }; /* a chain of tasks may be very long */
+
 /* Lines of a traceback that are ours, not the user's. */
 static int is_ours(const char *line, size_t len) {
   static const char *const own[] = {
@@ -111,6 +113,11 @@ int trace_on_error(lua_State *L) {
   if (same_as(L, 3, "cause_err")) {
     const char *label = task_label(L, t, 3);
     lua_getfield(L, 3, "cause_trace");
+    if (lua_objlen(L, -1) > CAUSE_MAX_BYTES) { /* long enough to read */
+      lua_setfield(L, 3, "trace");
+      lua_settop(L, 1);
+      return 1;
+    }
     lua_pushfstring(L, "%s\npassed on to %s:", lua_tostring(L, -1), label);
   } else {
     push_message(L);

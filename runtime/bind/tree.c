@@ -27,9 +27,35 @@ void tree_unlink(struct task *t) {
   t->parent = t->next = t->prev = NULL;
 }
 
+/* Marks one task cancelled with the object on top of L (kept). */
+static void cancel_one(lua_State *L, struct task *t) {
+  lua_pushvalue(L, -1);
+  record_set(L, t, "cancel");
+  t->flags |= TASK_CANCEL;
+  if (t->state == TASK_JOINING && t->outcome == TASK_OK) {
+    t->outcome = TASK_CANCELLED;
+    lua_pushvalue(L, -1);
+    record_set(L, t, "err");
+  }
+  wait_deliver(L, t);
+}
+
+/* Cancels a task whose parent was cancelled before, or has failed. */
+static void cancel_newborn(lua_State *L, struct task *t) {
+  if (t->parent->flags & TASK_CANCEL)
+    record_get(L, t->parent, "cancel");
+  else
+    sched_push_error(L, t->sched, "cancelled",
+                     "cancelled: the parent has ended");
+  cancel_one(L, t);
+  lua_pop(L, 1);
+}
+
 struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
                          int nargs) {
   int fn = lua_gettop(L) - nargs;
+  if (s->closing)
+    luaL_error(L, "spawn: the runtime has closed");
   struct task *t = lua_newuserdata(L, sizeof *t);
   memset(t, 0, sizeof *t);
   t->sched = s;
@@ -46,8 +72,13 @@ struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
   /* co: fn (for log_slice), then xpcall(fn, handler, ...): the handler sees
    * the stack of the error, and the coroutine survives it. */
   lua_State *co = t->co = s->slots[slot].co;
-  if (!lua_checkstack(co, nargs + LUA_MINSTACK))
-    luaL_error(L, "not enough memory");
+  if (!lua_checkstack(co, nargs + LUA_MINSTACK)) {
+    slot_release(s, L, slot);
+    luaL_error(L, "spawn: too many arguments");
+  }
+  lua_pushvalue(L, LUA_GLOBALSINDEX); /* a pooled one may have others */
+  lua_xmove(L, co, 1);
+  lua_replace(co, LUA_GLOBALSINDEX);
   lua_insert(L, fn); /* handle, fn, args... */
   lua_pushvalue(L, fn + 1);
   lua_pushvalue(L, fn + 1);
@@ -63,15 +94,23 @@ struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
     t->flags |= TASK_IN_SHIELD;
   tree_link(t, parent);
   s->alive++;
-  t->state = TASK_WAITING; /* for ready_push's assertion only */
+  t->state = TASK_WAITING; /* for sched_ready's assertion only */
   sched_ready(t);
+  if (parent->shield == 0 && parent->held == 0 &&
+      (parent->flags & TASK_CANCEL || parent->outcome != TASK_OK))
+    cancel_newborn(L, t);
   return t;
 }
 
-void task_set_parent(struct task *t, struct task *parent) {
+void task_set_parent(lua_State *L, struct task *t, struct task *parent) {
+  struct task *old = t->parent;
+  if (t->sched->closing)
+    return;
   tree_unlink(t);
   tree_link(t, parent);
   t->flags &= (uint16_t)~TASK_IN_SHIELD;
+  if (old->state == TASK_JOINING && old->children == NULL)
+    ending_advance(t->sched, L, old);
 }
 
 /* The next task of the subtree below top in pre-order; skip = not below t. */
@@ -83,26 +122,18 @@ struct task *tree_next(struct task *top, struct task *t, int skip) {
   return t == top ? NULL : t->next;
 }
 
-/* Marks one task cancelled with the object on top of L (kept). */
-static void cancel_one(lua_State *L, struct task *t) {
-  t->flags |= TASK_CANCEL;
-  lua_pushvalue(L, -1);
-  record_set(L, t, "cancel");
-  if (t->state == TASK_JOINING && t->outcome == TASK_OK) {
-    t->outcome = TASK_CANCELLED;
-    lua_pushvalue(L, -1);
-    record_set(L, t, "err");
-  }
-  wait_deliver(L, t);
+/* Does t's parent keep it from being cancelled with the rest? While others wait
+ * for a load that the parent runs, any child may be part of that. */
+static int is_kept(const struct task *t) {
+  const struct task *parent = t->parent;
+  return (t->flags & TASK_IN_SHIELD && parent->shield > 0) ||
+         (parent->held > 0 && parent->state != TASK_JOINING);
 }
 
-/* Cancels everything below top with the object on top of L (kept). Children
- * that were born in a shield their parent is still in are left alone. */
 void tree_cancel_below(lua_State *L, struct task *top) {
   struct task *t = tree_next(top, top, 0);
   while (t != NULL) {
-    int shielded = (t->flags & TASK_IN_SHIELD) && t->parent->shield > 0;
-    int skip = shielded || (t->flags & TASK_CANCEL);
+    int skip = is_kept(t) || (t->flags & TASK_CANCEL);
     if (!skip)
       cancel_one(L, t);
     t = tree_next(top, t, skip);
@@ -121,8 +152,8 @@ int task_cancel(lua_State *L, struct task *t) {
 }
 
 void task_interrupts_due(lua_State *L, struct task *t) {
-  if (t->shield == 0 && (t->flags & TASK_CANCEL)) {
-    record_get(L, t, "cancel"); /* children that the shield kept */
+  if (t->shield == 0 && t->held == 0 && (t->flags & TASK_CANCEL)) {
+    record_get(L, t, "cancel"); /* children that were kept */
     tree_cancel_below(L, t);
     lua_pop(L, 1);
   }

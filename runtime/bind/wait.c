@@ -3,7 +3,10 @@
  * While a task is WAITING its coroutine is suspended with an empty stack top:
  * whoever ends the wait pushes the results there. A wait ends in one of four
  * ways - task_wake, task_complete, its deadline, an interrupt - and each goes
- * through disarm(), so that none of the others can come after. An interrupt
+ * through disarm(), so that none of the others can come after. The yield of a
+ * wait inside nested coroutines passes through Lua code (boot.lua), where a
+ * finalizer or a hook may end the wait before its coroutine is suspended: that
+ * is kept (TASK_WOKEN) until the slice has ended. An interrupt
  * (cancel, a failed child, a time limit) is a flag with a value in the record;
  * it is level-triggered: every wait raises it while the flag is set, but for
  * those inside a shield or of a task on whose load others wait.
@@ -86,14 +89,14 @@ int task_may_wait(lua_State *L, struct sched *s, const char *what,
 }
 
 int task_may_pjoin(lua_State *L, struct sched *s, struct task **out) {
-  struct task *t = *out = check_here(L, s, "pjoin");
-  t->flags |= TASK_PJOINING;
-  return no_interrupt(t);
+  return no_interrupt(*out = check_here(L, s, "pjoin"));
 }
 
 /* Pushes the value that t's most urgent interrupt raises. */
 static void push_interrupt(lua_State *L, struct task *t) {
   assert(t->flags & TASK_INTERRUPTS);
+  if (t->flags & TASK_CHILD_FAIL)
+    t->flags |= TASK_TOLD;
   record_get(L, t,
              t->flags & TASK_CHILD_FAIL ? "failure"
              : t->flags & TASK_CANCEL   ? "cancel"
@@ -143,13 +146,13 @@ int task_wait(lua_State *L, struct task *t, double timeout,
 }
 
 int task_yield(lua_State *L, struct task *t) {
-  t->flags |= TASK_YIELDED; /* yielded() wakes it: co must be suspended first */
+  t->flags |= TASK_YIELDED; /* wait_suspended() wakes it */
   return task_wait(L, t, -1, NULL, NULL);
 }
 
 int task_is_waiting(const struct task *t, uint64_t generation) {
   return t->state == TASK_WAITING && t->generation == generation &&
-         !(t->flags & TASK_ABANDONED);
+         !(t->flags & TASK_ABANDONED) && !t->sched->closing;
 }
 
 /* Leaves WAITING without saying where to. */
@@ -158,24 +161,84 @@ static void disarm(struct task *t) {
   deadlines_disarm(&t->sched->deadlines, &t->wait);
   t->sched->waiting--;
   t->forget = NULL;
-  t->waits_for = NULL;
+  t->flags &= (uint16_t) ~(TASK_ABANDONED | TASK_YIELDED | TASK_WOKEN);
   t->state = TASK_RUNNING;
 }
 
+/* Nobody will want the results that a completed wait has. */
+static void drop_results(struct task *t) {
+  if (t->push != NULL)
+    t->push(NULL, t, t->push_arg);
+  t->push = NULL;
+}
+
 void wait_forget(lua_State *L, struct task *t) {
+  drop_results(t);
   if (t->forget != NULL)
     t->forget(L, t, t->forget_arg);
   disarm(t);
 }
 
 void task_unwait(lua_State *L, struct task *t) {
-  if (t->state == TASK_WAITING && !(t->flags & TASK_ABANDONED))
-    wait_forget(L, t);
+  if (t->state != TASK_WAITING)
+    return;
+  wait_forget(L, t);
+  t->waits_for = NULL;
+  t->flags &= (uint16_t)~TASK_PJOINING;
+}
+
+/* Ends a wait whose coroutine is not suspended yet. */
+static void complete_early(struct task *t, task_push_fn *push, void *arg) {
+  t->push = push;
+  t->push_arg = arg;
+  t->forget = NULL;
+  t->generation++; /* nobody else may end it */
+  t->flags |= TASK_WOKEN;
+}
+
+static int push_kept(lua_State *L, struct task *t, void *arg) {
+  (void)arg;
+  if (L == NULL)
+    return 0;
+  record_get(L, t, "woken");
+  int list = lua_gettop(L), n = (int)lua_objlen(L, list);
+  for (int i = 1; i <= n; i++) {
+    lua_rawgeti(L, list, i);
+    lua_getfield(L, -1, "value");
+    lua_remove(L, -2);
+  }
+  lua_remove(L, list);
+  return n;
+}
+
+/* Keeps the wait's results in the record, each in a table as it may be nil. */
+static void wake_early(struct task *t, int state, lua_State *from,
+                       int nvalues) {
+  int first = lua_gettop(from) - nvalues + 1;
+  lua_pushinteger(from, state);
+  lua_insert(from, first);
+  record_push(from, t);
+  lua_createtable(from, nvalues + 1, 0);
+  for (int i = 0; i <= nvalues; i++) {
+    lua_createtable(from, 0, 1);
+    lua_pushvalue(from, first + i);
+    lua_setfield(from, -2, "value");
+    lua_rawseti(from, -2, i + 1);
+  }
+  if (!(t->flags & TASK_WOKEN)) { /* else a finalizer just did */
+    lua_setfield(from, -2, "woken");
+    complete_early(t, push_kept, NULL);
+  }
+  lua_settop(from, first - 1);
 }
 
 void task_wake(struct task *t, int state, lua_State *from, int nvalues) {
+  if (t == t->sched->current) {
+    wake_early(t, state, from, nvalues);
+    return;
+  }
   if (!lua_checkstack(t->co, nvalues + LUA_MINSTACK))
-    luaL_error(from, "not enough memory");
+    luaL_error(from, "too many values to wake a task with");
   disarm(t);
   lua_pushinteger(t->co, state);
   lua_xmove(from, t->co, nvalues);
@@ -184,6 +247,10 @@ void task_wake(struct task *t, int state, lua_State *from, int nvalues) {
 }
 
 void task_complete(struct task *t, task_push_fn *push, void *arg) {
+  if (t == t->sched->current) {
+    complete_early(t, push, arg);
+    return;
+  }
   disarm(t);
   t->push = push;
   t->push_arg = arg;
@@ -194,12 +261,23 @@ void task_complete(struct task *t, task_push_fn *push, void *arg) {
 void wait_deliver(lua_State *L, struct task *t) {
   if (!(t->flags & TASK_INTERRUPTS) || t->shield > 0 || t->held > 0 ||
       t->state != TASK_WAITING || (t->flags & TASK_ABANDONED) ||
-      t->sched->closing)
+      t == t->sched->current || t->sched->closing)
     return;
   if (t->forget != NULL)
     t->forget(L, t, t->forget_arg);
   push_interrupt(L, t);
   task_wake(t, WAIT_RAISE, L, 1);
+}
+
+void wait_suspended(lua_State *L, struct task *t) {
+  if (t->flags & TASK_WOKEN) {
+    disarm(t);
+    sched_ready(t);
+  } else if (t->flags & TASK_YIELDED) {
+    task_wake(t, WAIT_OK, L, 0);
+  } else {
+    wait_deliver(L, t);
+  }
 }
 
 int task_would_deadlock(const struct task *t, const struct task *on) {

@@ -1,27 +1,39 @@
 /* One runtime: a libuv loop, a Lua state with its scheduler, settings, log.
  *
  * Owns all of them and frees them in this order: tasks are cancelled and
- * drained, the scheduler's handles closed and the loop run until they are
- * gone, the state closed, its stores freed, the loop closed, settings last.
+ * drained, the handles closed - the scheduler's, and what the embedder has
+ * left on the loop - and the loop run until they are gone, the state closed,
+ * its stores freed, the loop closed, settings last. So every callback of the
+ * loop finds a Lua state that is alive.
  */
 #define _GNU_SOURCE
 #include "host/runtime.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "host/settings.h"
 
-enum { LINE_MAX_BYTES = 1024 };
+enum {
+  LINE_MAX_BYTES = 1024,
+  EXIT_CODE_MASK = 0xff, /* as the system keeps it; never negative */
+  KNOWN_FLAGS = MOONSTASH_NO_ENV | MOONSTASH_NO_THREAD | MOONSTASH_NO_FFI
+};
+
+/* A poll of an hour is as good as any longer one, and cannot overflow. */
+#define BUDGET_MAX_US ((uint64_t)3600 * 1000 * 1000)
 
 struct moonstash {
   moonstash_options options; /* ours: fields the caller does not know are 0 */
   uv_loop_t loop;
+  uv_timer_t drain_limit; /* on during a drain; never keeps the loop alive */
   struct bind bind;
   struct settings *settings;
   int log_level;
@@ -53,6 +65,8 @@ const char *moonstash_strerror(int code) {
     return "the runtime cannot go on";
   case MOONSTASH_EBUSY:
     return "called from inside the runtime";
+  case MOONSTASH_EEXITED:
+    return "a script has called os.exit";
   }
   return "unknown error";
 }
@@ -88,7 +102,7 @@ static int fail(moonstash *m, int code, const char *format, ...) {
   return code;
 }
 
-/* ---- settings ------------------------------------------------------------ */
+/* ---- settings ---- */
 
 /* This version has no Redis: a configured one must not be ignored. */
 static int refuse_redis(const struct settings *s, char *err, size_t size) {
@@ -171,8 +185,29 @@ static int open_settings(moonstash *m) {
   return 0;
 }
 
-/* ---- open and close
- * ---------------------------------------------------------- */
+/* ---- open ---- */
+
+/* Takes over what the caller knows of the options: a caller built with an
+ * older header gives fewer bytes, one built with a newer header more, and what
+ * we do not know of those must be unused. */
+static int read_options(moonstash *m, const moonstash_options *given) {
+  if (given->size < offsetof(moonstash_options, log_fn))
+    return MOONSTASH_EINVAL; /* nothing in it can be trusted */
+  size_t known = sizeof m->options;
+  memcpy(&m->options, given, given->size < known ? given->size : known);
+  const char *bytes = (const char *)given;
+  for (size_t i = known; i < given->size; i++)
+    if (bytes[i] != 0) {
+      log_line(m, MOONSTASH_LOG_ERROR,
+               "open: the options hold a field that this version lacks");
+      return MOONSTASH_EINVAL;
+    }
+  if (m->options.flags & ~(unsigned)KNOWN_FLAGS) {
+    log_line(m, MOONSTASH_LOG_ERROR, "open: unknown flags");
+    return MOONSTASH_EINVAL;
+  }
+  return 0;
+}
 
 static int open_loop(moonstash *m) {
   int rc = clock_open(!(m->options.flags & MOONSTASH_NO_THREAD));
@@ -182,13 +217,33 @@ static int open_loop(moonstash *m) {
     log_line(m, MOONSTASH_LOG_ERROR, uv_strerror(rc));
     return MOONSTASH_EIO;
   }
+  uv_timer_init(&m->loop, &m->drain_limit);
+  uv_unref((uv_handle_t *)&m->drain_limit);
   return 0;
 }
 
-static void close_loop(moonstash *m) {
-  while (m->bind.sched.open_handles > 0 || uv_loop_alive(&m->loop))
+static void close_left_over(uv_handle_t *handle, void *ud) {
+  (void)ud;
+  if (!uv_is_closing(handle))
+    uv_close(handle, NULL);
+}
+
+/* Closes what is left on the loop and runs it until it is empty. */
+static void empty_loop(moonstash *m) {
+  uv_walk(&m->loop, close_left_over, NULL);
+  while (uv_loop_alive(&m->loop))
     uv_run(&m->loop, UV_RUN_ONCE);
-  uv_loop_close(&m->loop);
+}
+
+/* Frees the state and the loop. The scheduler has begun to close. */
+static void close_bind(moonstash *m) {
+  empty_loop(m);
+  assert(m->bind.sched.open_handles == 0);
+  bind_close(&m->bind);
+  empty_loop(m); /* finalizers may have closed something */
+  int rc = uv_loop_close(&m->loop);
+  assert(rc == 0);
+  (void)rc;
 }
 
 static int open_bind(moonstash *m) {
@@ -199,23 +254,24 @@ static int open_bind(moonstash *m) {
                          (flags & MOONSTASH_NO_FFI ? BIND_NO_FFI : 0));
   if (rc == 0)
     return 0;
-  close_loop(m);
-  bind_close(&m->bind);
-  return rc == -ENOMEM ? MOONSTASH_ENOMEM : MOONSTASH_EIO;
+  close_bind(m);
+  if (rc != -ENOMEM)
+    return MOONSTASH_EIO;
+  log_line(m, MOONSTASH_LOG_ERROR, "open: not enough memory");
+  return MOONSTASH_ENOMEM;
 }
 
 int moonstash_open(moonstash **out, const moonstash_options *options) {
+  if (out == NULL)
+    return MOONSTASH_EINVAL;
   *out = NULL;
   moonstash *m = calloc(1, sizeof *m);
   if (m == NULL)
     return MOONSTASH_ENOMEM;
-  m->options.size = sizeof m->options;
   m->log_level = MOONSTASH_LOG_WARN;
-  if (options != NULL)
-    memcpy(&m->options, options,
-           options->size < sizeof m->options ? options->size
-                                             : sizeof m->options);
-  int rc = open_settings(m);
+  int rc = options != NULL ? read_options(m, options) : 0;
+  if (rc == 0)
+    rc = open_settings(m);
   if (rc == 0)
     rc = open_loop(m);
   if (rc == 0)
@@ -229,44 +285,90 @@ int moonstash_open(moonstash **out, const moonstash_options *options) {
   return 0;
 }
 
+static void on_drain_limit(uv_timer_t *timer) {
+  (void)timer; /* the loop has come back: that is all */
+}
+
+/* Ends the tasks. The timer brings the loop back in time from a wait for
+ * something far off; it repeats because its clock may be a little early. */
+static void drain(moonstash *m, unsigned drain_ms) {
+  uv_update_time(&m->loop);
+  uv_timer_start(&m->drain_limit, on_drain_limit, drain_ms, 1);
+  bind_drain(&m->bind, drain_ms);
+  uv_timer_stop(&m->drain_limit);
+}
+
 int moonstash_close(moonstash *m, unsigned drain_ms) {
   if (m == NULL)
     return 0;
   if (m->running)
     return fail(m, MOONSTASH_EBUSY, "close: called from inside the runtime");
   m->running = 1;
-  bind_drain(&m->bind, drain_ms);
+  drain(m, drain_ms);
   sched_close(&m->bind.sched);
-  close_loop(m);
-  bind_close(&m->bind);
+  close_bind(m);
   settings_close(m->settings);
   free(m);
   return 0;
 }
 
-/* ---- scripts ----------------------------------------------------------------
- */
+/* ---- scripts ---- */
+
+/* Starts a main task. The exit code is that of the scripts started since the
+ * last time all had ended. */
+static int start(moonstash *m, const struct bind_chunk *chunk) {
+  if (m->bind.sched.exiting)
+    return fail(m, MOONSTASH_EEXITED, "a script has called os.exit");
+  if (m->bind.sched.mains == 0)
+    m->bind.sched.main_failed = 0;
+  return bind_start_chunk(&m->bind, chunk, m->error, sizeof m->error) == 0
+             ? 0
+             : MOONSTASH_ESYNTAX;
+}
+
+/* Tells a file that cannot be read from one that does not compile. */
+static int check_readable(moonstash *m, const char *path) {
+  struct stat st;
+  if (access(path, R_OK) == 0 && stat(path, &st) == 0) {
+    if (!S_ISDIR(st.st_mode))
+      return 0;
+    errno = EISDIR;
+  }
+  return fail(m, MOONSTASH_EIO, "cannot read %s: %s", path, strerror(errno));
+}
+
+static int arguments_are_strings(int argc, const char *const *argv) {
+  if (argc < 0 || (argc > 0 && argv == NULL))
+    return 0;
+  for (int i = 0; i < argc; i++)
+    if (argv[i] == NULL)
+      return 0;
+  return 1;
+}
 
 int moonstash_run_file(moonstash *m, const char *path, int argc,
                        const char *const *argv) {
-  if (path == NULL || argc < 0 || (argc > 0 && argv == NULL))
+  if (m == NULL)
+    return MOONSTASH_EINVAL;
+  if (path == NULL || !arguments_are_strings(argc, argv))
     return fail(m, MOONSTASH_EINVAL, "run_file: path or argv is missing");
-  struct bind_chunk chunk = {.path = path, .argc = argc, .argv = argv};
-  if (bind_start_chunk(&m->bind, &chunk, m->error, sizeof m->error) == 0)
-    return 0;
-  return access(path, R_OK) == 0 ? MOONSTASH_ESYNTAX : MOONSTASH_EIO;
+  int rc = check_readable(m, path);
+  if (rc < 0)
+    return rc;
+  return start(m,
+               &(struct bind_chunk){.path = path, .argc = argc, .argv = argv});
 }
 
 int moonstash_run_buffer(moonstash *m, const char *source, size_t length,
                          const char *chunkname) {
+  if (m == NULL)
+    return MOONSTASH_EINVAL;
   if (source == NULL)
     return fail(m, MOONSTASH_EINVAL, "run_buffer: source is NULL");
-  struct bind_chunk chunk = {.source = source,
-                             .len = length,
-                             .chunkname = chunkname ? chunkname : "=buffer"};
-  if (bind_start_chunk(&m->bind, &chunk, m->error, sizeof m->error) == 0)
-    return 0;
-  return MOONSTASH_ESYNTAX;
+  return start(
+      m, &(struct bind_chunk){.source = source,
+                              .len = length,
+                              .chunkname = chunkname ? chunkname : "=buffer"});
 }
 
 int runtime_run_cli(moonstash *m, const struct bind_cli *cli) {
@@ -276,10 +378,14 @@ int runtime_run_cli(moonstash *m, const struct bind_cli *cli) {
 }
 
 void runtime_drain(moonstash *m, unsigned drain_ms) {
-  bind_drain(&m->bind, drain_ms);
+  m->running = 1;
+  drain(m, drain_ms);
+  m->running = 0;
 }
 
 int moonstash_run(moonstash *m) {
+  if (m == NULL)
+    return MOONSTASH_EINVAL;
   if (m->running)
     return fail(m, MOONSTASH_EBUSY, "run: called from inside the runtime");
   m->running = 1;
@@ -291,15 +397,18 @@ int moonstash_run(moonstash *m) {
                     ? "the scheduler ran out of memory"
                     : "every task waits, and nothing can wake one");
   if (m->bind.sched.exiting)
-    return m->bind.sched.exit_code;
+    return m->bind.sched.exit_code & EXIT_CODE_MASK;
   return m->bind.sched.main_failed;
 }
 
 int moonstash_poll(moonstash *m, uint64_t budget_us) {
+  if (m == NULL)
+    return MOONSTASH_EINVAL;
   if (m->running)
     return fail(m, MOONSTASH_EBUSY, "poll: called from inside the runtime");
   m->running = 1;
-  sched_poll(&m->bind.sched, budget_us);
+  sched_poll(&m->bind.sched,
+             budget_us < BUDGET_MAX_US ? budget_us : BUDGET_MAX_US);
   m->running = 0;
   if (m->bind.sched.pump_error)
     return fail(m, MOONSTASH_ELUA, "the scheduler ran out of memory");
@@ -307,11 +416,11 @@ int moonstash_poll(moonstash *m, uint64_t budget_us) {
 }
 
 struct lua_State *moonstash_lua(moonstash *m) {
-  return m->bind.L;
+  return m != NULL ? m->bind.L : NULL;
 }
 
 struct uv_loop_s *moonstash_loop(moonstash *m) {
-  return &m->loop;
+  return m != NULL ? &m->loop : NULL;
 }
 
 void runtime_interrupt(moonstash *m, int signo) {

@@ -12,6 +12,8 @@
 --   input    the text of its standard input (default: empty); true: a pipe
 --            that the spec writes to
 --   timeout  seconds after which it is killed and the spec fails (20)
+--   slow     keep the warnings of slow slices in result.err: they are left out
+--            else, for on a loaded machine any slice may be slow
 --
 -- process.start gives a running one: p:write, p:close_input, p:kill, p:out,
 -- p:err, p:wait_for, p:wait. Output goes to files in memory, so that nobody
@@ -138,7 +140,8 @@ local function spawn(program, options, fds)
     C.posix_spawn_file_actions_adddup2(actions, fds[target], target)
   end
   if options.cwd then C.posix_spawn_file_actions_addchdir_np(actions, options.cwd) end
-  local args = { options.argv0 or program, unpack(options) }
+  local args = { program }
+  for _, argument in ipairs(options) do args[#args + 1] = argument end
   local env = environment(options.env)
   local argv, argv_memory = c_strings(args)
   local envp, envp_memory = c_strings(env)
@@ -155,24 +158,6 @@ end
 
 local Process = {}
 Process.__index = Process
-
---- Starts a program; see the top.
-function process.start(options)
-  local self = setmetatable({ timeout = options.timeout or TIMEOUT }, Process)
-  local input
-  if options.input == true then
-    input, self.input = pipe()
-  else
-    input = memory_file(options.input)
-  end
-  self.out_fd, self.err_fd = memory_file(), memory_file()
-  local fds = { [0] = input, self.out_fd, self.err_fd }
-  local ok, pid = pcall(spawn, options.program or process.binary(), options, fds)
-  C.close(input)
-  if not ok then error(pid, 2) end
-  self.pid = pid
-  return self
-end
 
 --- Writes to its standard input.
 function Process:write(text)
@@ -212,6 +197,9 @@ local function finish(self, status)
     out = read_all(self.out_fd),
     err = read_all(self.err_fd),
   }
+  if not self.slow then
+    result.err = result.err:gsub("moonstash: %l+: [^\n]* held the loop for [^\n]*\n", "")
+  end
   C.close(self.out_fd)
   C.close(self.err_fd)
   self.result = result
@@ -225,24 +213,49 @@ function Process:poll()
   if C.waitpid(self.pid, status, WNOHANG) == self.pid then return finish(self, status[0]) end
 end
 
-local function give_up(self, what)
-  C.kill(self.pid, process.SIGKILL)
+local function reap(self)
   local status = ffi.new("int[1]")
+  C.kill(self.pid, process.SIGKILL)
   C.waitpid(self.pid, status, 0)
-  local result = finish(self, status[0])
+  return finish(self, status[0])
+end
+
+--- Starts a program; see the top.
+function process.start(options)
+  local self = setmetatable({ timeout = options.timeout or TIMEOUT, slow = options.slow }, Process)
+  local input
+  if options.input == true then
+    input, self.input = pipe()
+  else
+    input = memory_file(options.input)
+  end
+  self.out_fd, self.err_fd = memory_file(), memory_file()
+  local fds = { [0] = input, self.out_fd, self.err_fd }
+  local ok, pid = pcall(spawn, options.program or process.binary(), options, fds)
+  C.close(input)
+  if not ok then
+    self:close_input()
+    C.close(self.out_fd)
+    C.close(self.err_fd)
+    error(pid, 2)
+  end
+  self.pid = pid
+  task.defer(function() -- no program outlives its spec
+    if not self:poll() then reap(self) end
+  end)
+  return self
+end
+
+local function give_up(self, what)
+  local result = reap(self)
   error(("%s\nstdout: %s\nstderr: %s"):format(what, result.out, result.err), 3)
 end
 
--- Waits until done() is true; the other tasks run meanwhile. A spec that is
--- ended here takes the program with it.
+-- Waits until done() is true; the other tasks run meanwhile.
 local function await(self, done, what)
   local left = self.timeout
   while not done() do
-    local ok, err = pcall(task.sleep, POLL)
-    if not ok then
-      if not self:poll() then pcall(give_up, self, "") end
-      error(err, 0)
-    end
+    task.sleep(POLL)
     left = left - POLL
     if left <= 0 then give_up(self, what) end
   end
@@ -278,7 +291,7 @@ end
 local function quoted(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
 --- A fresh directory with these files (relative path = text); it goes when the
---- specs have ended.
+--- test has ended, or the run, if a setup made it.
 function process.directory(files)
   local template = (os.getenv "TMPDIR" or "/tmp") .. "/moonstash-spec-XXXXXX"
   local buffer = ffi.new("char[?]", #template + 1, template)

@@ -1,0 +1,166 @@
+-- Mistakes raise, and the message names the argument, what was expected, and
+-- the line of the user's call.
+local cache = require "cache"
+local process = require "spec.support.process"
+local support = require "spec.cache.support"
+
+local raises = support.raises
+local memory = cache.memory
+
+describe("a mistake", function()
+  before_each(support.fresh)
+
+  it("with an alias that does not exist raises and lists those that do", function()
+    local message = ": alias must be 'memory' or 'persistent', not "
+    raises("get_cache" .. message .. "'sessions'", cache.get_cache, "sessions")
+    raises("get_cache" .. message .. "5", cache.get_cache, 5)
+    raises("get_cache" .. message .. "false", cache.get_cache, false)
+    raises("get_cached" .. message .. "'x'", cache.get_cached, "k", { alias = "x" })
+    raises("set_cached" .. message .. "'x'", cache.set_cached, "k", 1, { alias = "x" })
+    raises("delete_cached" .. message .. "'x'", cache.delete_cached, "k", { alias = "x" })
+    raises("clear_cache" .. message .. "'x'", cache.clear_cache, { alias = "x" })
+    raises("cached" .. message .. "'x'", cache.cached, function() end, { alias = "x" })
+    raises("cached" .. message .. "1", cache.cached, function() end, { alias = 1 })
+  end)
+
+  it("with an alias of a later version says so", function()
+    raises("get_cache: the alias 'tiered' is not in this version", cache.get_cache, "tiered")
+    raises("get_cached: the alias 'tiered' is not in this version", cache.get_cached, "k",
+      { alias = "tiered" })
+    raises("cached: the alias 'tiered' is not in this version", cache.cached, function() end,
+      { alias = "tiered" })
+  end)
+
+  it("with an option that does not exist raises", function()
+    raises("get: the option 'tll' is unknown", memory.get, memory, "k", nil, { tll = 1 })
+    raises("set: the option 'tll' is unknown", memory.set, memory, "k", 1, { tll = 1 })
+    raises("delete: the option 'ttl' is unknown", memory.delete, memory, "k", { ttl = 1 })
+    raises("clear: the option '1' is unknown", memory.clear, memory, nil, { "x" })
+    raises("get_cached: the option 'ttl' is unknown", cache.get_cached, "k", { ttl = 1 })
+    raises("set_cached: the option 'tll' is unknown", cache.set_cached, "k", 1, { tll = 1 })
+    raises("delete_cached: the option 'x' is unknown", cache.delete_cached, "k", { x = 1 })
+    raises("clear_cache: the option 'x' is unknown", cache.clear_cache, { x = 1 })
+    raises("cached: the option 'tll' is unknown", cache.cached, function() end, { tll = 1 })
+    raises("cached: the option '1' is unknown", cache.cached, function() end, { 600 })
+  end)
+
+  it("with an option of a later version says so", function()
+    for _, name in ipairs { "timeout", "namespace", "dumps", "loads", "wait" } do
+      local message = (": the option '%s' is not in this version"):format(name)
+      raises("get" .. message, memory.get, memory, "k", nil, { [name] = 1 })
+      raises("set" .. message, memory.set, memory, "k", 1, { [name] = 1 })
+      raises("delete" .. message, memory.delete, memory, "k", { [name] = 1 })
+      raises("clear" .. message, memory.clear, memory, nil, { [name] = 1 })
+      raises("get_cached" .. message, cache.get_cached, "k", { [name] = 1 })
+      raises("set_cached" .. message, cache.set_cached, "k", 1, { [name] = 1 })
+      raises("delete_cached" .. message, cache.delete_cached, "k", { [name] = 1 })
+      raises("clear_cache" .. message, cache.clear_cache, { [name] = 1 })
+    end
+    for name in ([[namespace key skip_self version jitter idle_ttl max_ttl neg_ttl error_ttl lock
+      lock_timeout stale_while_revalidate stale_if_error stale_if stale_backoff default
+      soft_timeout hard_timeout background_completion refresh_ahead early_beta tags cache_if
+      validate min_cost on_hit on_miss on_stale on_error serializer compress sign max_l1_size
+      l1_ttl copy invalidate envelope]]):gmatch "%S+" do
+      raises(("cached: the option '%s' is not in this version"):format(name), cache.cached,
+        function() end, { [name] = 1 })
+    end
+    raises("cached: a function as ttl is not in this version", cache.cached, function() end,
+      { ttl = function() end })
+    raises("clear: a namespace is not in this version", memory.clear, memory, "users")
+  end)
+
+  it("with options that are no table raises", function()
+    raises("get: options must be a table, not number", memory.get, memory, "k", nil, 5)
+    raises("delete: options must be a table, not string", memory.delete, memory, "k", "x")
+    raises("clear: options must be a table, not boolean", memory.clear, memory, nil, true)
+    raises("get_cached: options must be a table, not string", cache.get_cached, "k", "persistent")
+    raises("set_cached: options must be a table, not number", cache.set_cached, "k", 1, 300)
+    raises("delete_cached: options must be a table, not string", cache.delete_cached, "k", "x")
+    raises("clear_cache: options must be a table, not string", cache.clear_cache, "persistent")
+    raises("cached: options must be a table, not number", cache.cached, function() end, 600)
+  end)
+
+  it("with what cached is given raises", function()
+    raises("cached: a function expected, not nil", cache.cached)
+    raises("cached: a function expected, not table", cache.cached, { ttl = 5 })
+    raises("cached: name must be a string, not a number", cache.cached, function() end,
+      { name = 5 })
+    raises("cached: name must not be empty", cache.cached, function() end, { name = "" })
+    raises("cached: key_builder must be a function, not a string", cache.cached, function() end,
+      { key_builder = "user:%d" })
+  end)
+
+  it("of a dot for a colon says so", function()
+    raises("get: call it with a colon, as in cache.memory:get(...)", memory.get, "k")
+    raises("set: call it with a colon", memory.set, "k", 1)
+    raises("delete: call it with a colon", memory.delete, "k")
+    raises("clear: call it with a colon", memory.clear)
+    raises("stats: call it with a colon", memory.stats)
+  end)
+
+  it("changes nothing", function()
+    memory:set("k", "kept")
+    pcall(memory.set, memory, "k", 1, { tll = 1 })
+    pcall(memory.set, memory, "k", 1, -1)
+    pcall(memory.delete, memory, "k", { x = 1 })
+    pcall(memory.clear, memory, "namespace")
+    pcall(cache.clear_cache, { x = 1 })
+    assert.equal("kept", memory:get "k")
+  end)
+
+  it("is shown at the user's line, through helpers, tail calls and coroutines", function()
+    local dir = process.directory { ["app.lua"] = [[
+local cache = require "cache"
+local function helper(...)
+  return cache.set_cached(...) -- a tail call
+end
+local f = cache.cached(function() return print end, { name = "f" })
+local lines = {
+  function()
+    cache.get_cached(5)
+  end,
+  function()
+    helper("k", { print })
+    return 1
+  end,
+  function()
+    error(select(2, coroutine.resume(coroutine.create(function()
+      cache.memory:set("k", print)
+    end))), 0)
+  end,
+  function()
+    f(print)
+    return 1
+  end,
+  function()
+    f()
+    return 1
+  end,
+  function()
+    cache.configure_caches { x = 1 }
+  end,
+  function()
+    cache.cached(f, { x = 1 })
+  end,
+  function()
+    cache.settings.x = 1
+  end,
+  function()
+    cache.get_cache("x")
+    return 1
+  end,
+  function()
+    cache.testing.advance(-1)
+  end,
+}
+for _, fn in ipairs(lines) do print((select(2, pcall(fn)):match "^[^:]*:%d+:")) end
+]] }
+    local result = process.run { "app.lua", cwd = dir }
+    assert.equal("", result.err)
+    local expected = {}
+    for _, line in ipairs { 8, 11, 16, 20, 24, 28, 31, 34, 37, 41 } do
+      expected[#expected + 1] = ("app.lua:%d:\n"):format(line)
+    end
+    assert.equal(table.concat(expected), result.out)
+  end)
+end)
