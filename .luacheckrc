@@ -3,8 +3,7 @@ max_line_length = 100
 max_code_line_length = 100
 self = false -- methods need not use self
 ignore = { "581" } -- `not (x >= 0)` also catches NaN
-files["spec/**/*_spec.lua"] = { std = "+busted" }
-files["examples/busted"] = { std = "+busted" }
+files["**/*_spec.lua"] = { std = "+busted" }
 -- What the runtime replaces in every state, or sets for scripts.
 files["lua/moonstash/boot.lua"] = {
   globals = { "require", "dofile", "coroutine.resume", "coroutine.wrap", "os.exit" },

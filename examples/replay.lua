@@ -31,7 +31,8 @@ local show_progress = os.execute "test -t 2" == 0 -- stderr is a terminal
 
 local function progress(done)
   local filled = math.floor(WIDTH * done)
-  io.stderr:write(("\r[%s%s] %3.0f %%"):format(("#"):rep(filled), (" "):rep(WIDTH - filled), 100 * done))
+  local bar = ("#"):rep(filled) .. (" "):rep(WIDTH - filled)
+  io.stderr:write(("\r[%s] %3.0f %%"):format(bar, 100 * done))
 end
 
 local requests, bytes, started = 0, 0, os.clock()

@@ -554,12 +554,19 @@ static int go_direct(lua_State *L, struct waiter *w) {
   return 1;
 }
 
+/* May w's task wait for that one's load: here, and without a deadlock? */
+static int can_wait(lua_State *L, const struct waiter *w,
+                    const struct task *loader) {
+  const struct task *t = w->wait.owner;
+  return t != NULL && t->state == TASK_RUNNING && lua_isyieldable(L) &&
+         !needs(loader, t);
+}
+
 /* Waits for the load of that task. w is queued: nothing here may run Lua code
  * before the wait. */
 static int wait_for_load(lua_State *L, struct waiter *w, struct task *loader) {
   struct task *t = w->wait.owner;
-  if (t == NULL || t->state != TASK_RUNNING || !lua_isyieldable(L) ||
-      needs(loader, t))
+  if (!can_wait(L, w, loader))
     return go_direct(L, w);
   if (!task_may_wait(L, &w->cache->bind->sched, "cached", &t)) {
     go_direct(L, w);
@@ -610,7 +617,7 @@ static int l_lease(lua_State *L) {
   struct backend_item item;
   int status = w != NULL && b != NULL ? ask(load, w, b, &item) : BACKEND_ENOMEM;
   struct task *loader = status == BACKEND_WAIT ? item.owner : NULL;
-  if (loader != NULL && loader->held == 0) {
+  if (loader != NULL && loader->held == 0 && can_wait(L, w, loader)) {
     prepare_loader(L, w, loader);
     status = ask(load, w, b, &item);
   }

@@ -54,7 +54,8 @@ describe("examples/replay.lua", function()
     local dir = process.directory { ["trace.txt"] = two_passes(5000) }
     local result = process.run { "examples/replay.lua", dir .. "/trace.txt", "128K" }
     assert.equal(0, result.code)
-    local evictions, bytes, bound = result.out:match "(%d+) evictions\n%d+ entries, (%d+) of (%d+) bytes"
+    local evictions, bytes, bound =
+      result.out:match "(%d+) evictions\n%d+ entries, (%d+) of (%d+) bytes"
     assert.is_true(tonumber(evictions) > 1000)
     assert.equal("131072", bound)
     assert.is_true(tonumber(bytes) <= 131072)

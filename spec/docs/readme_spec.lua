@@ -76,7 +76,8 @@ describe("README.md", function()
 
   it("lists every function of the task module", function()
     for name in pairs(require "task") do
-      if name ~= "counters" then assert.truthy(readme:find(name .. "[%(%[]") or readme:find("`" .. name), name) end
+      local listed = readme:find(name .. "[%(%[]") or readme:find("`" .. name)
+      assert.truthy(name == "counters" or listed, name)
     end
   end)
 end)

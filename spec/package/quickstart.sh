@@ -4,14 +4,14 @@
 # one again as a user with sudo.
 #
 # The work is done in mount and process namespaces of its own, on a file system
-# in memory (3 GiB at most) over /mnt, so that neither a mount nor a process nor
+# in memory (3 GiB at most) over /media, so that neither a mount nor a process nor
 # a file is left, however this ends.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/skip.sh"
 source=$(cd "$here/../.." && pwd)
 suite=bookworm
-work=/mnt # ours alone in here
+work=/media # ours alone in here
 root=$work/root
 
 # command N: the only line of README.md's N-th sh block.
