@@ -355,7 +355,7 @@ end
 
 -- Waits for an event that this task will set: false, without waiting, when
 -- that task itself waits for the caller.
-function Event:wait_for(owner)
+function Event:_wait_for(owner)
   if core.would_deadlock(owner) then return false end
   return self.on or (wait_in(self.waiters, nil, "event:wait", owner))
 end

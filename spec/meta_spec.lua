@@ -3,8 +3,7 @@ local cache = require "cache"
 local host = require "moonstash.host"
 local task = require "task"
 
--- Methods that are no part of the API begin with an underscore; this one is to.
-local INTERNAL = { wait_for = true }
+-- Methods that are no part of the API begin with an underscore.
 
 local function read(name)
   local file = assert(io.open(("lua/meta/%s.lua"):format(name)))
@@ -59,7 +58,7 @@ end
 local function functions_of(t, names, prefix)
   names, prefix = names or {}, prefix or ""
   for name, value in pairs(t) do
-    local public = not INTERNAL[name] and not name:find "^_"
+    local public = not name:find "^_"
     if public and type(value) == "function" then names[prefix .. name] = true end
   end
   return names

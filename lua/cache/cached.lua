@@ -11,6 +11,7 @@ local native = require "cache.native"
 local raise = require "cache.raise"
 
 local state, get = alias.state, alias.memory.get
+local note = errors.note
 local of_arguments, check_key = keys.of_arguments, keys.check
 local encode, encode_results = native.encode, native.encode_results
 local decode = require("string.buffer").decode
@@ -82,15 +83,6 @@ local function own_name(fn, opts, the_alias)
 end
 
 -- ---- loads ----------------------------------------------------------------
-
--- An xpcall handler: the stack of an error that will be raised again.
-local function note(err)
-  if not errors.is(err, "cancelled") then
-    local _, text = pcall(tostring, err)
-    core.note_error(err, debug.traceback(tostring(text), 2))
-  end
-  return err
-end
 
 -- A waiter's outcome comes with the bytes of a table still encoded.
 local function waited(format, value)

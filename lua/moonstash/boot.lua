@@ -111,7 +111,7 @@ local function await_load(name, load)
     error(("loop or previous error loading module '%s'"):format(name), 3)
   end
   load.done = load.done or require("task").event()
-  if not load.done:wait_for(load.task) then
+  if not load.done:_wait_for(load.task) then
     error(("loop loading module '%s': its loader waits for this task"):format(name), 3)
   end
 end

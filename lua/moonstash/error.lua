@@ -23,7 +23,8 @@ end
 --- An xpcall handler: keeps the stack of an error that will be raised again.
 function errors.note(err)
   if not errors.is(err, "cancelled") then
-    core.note_error(err, debug.traceback(tostring(err), 2))
+    local _, text = pcall(tostring, err) -- __tostring may raise, or give no string
+    core.note_error(err, debug.traceback(tostring(text), 2))
   end
   return err
 end

@@ -406,6 +406,7 @@ int sched_run(struct sched *s) {
     if (is_stuck(s)) {
       if (stuck++ > 0 || lua_cpcall(s->L, fail_mains, s) != 0)
         return -1;
+      continue; /* poll would block for ever if they are in shields */
     }
     uv_ref((uv_handle_t *)&s->check); /* uv_run wants something alive */
     uv_run(s->loop, UV_RUN_ONCE);

@@ -219,6 +219,8 @@ void task_interrupts_due(lua_State *L, struct task *t);
 /* Would `t` wait for itself if it waited for `on`? Walks the waits-for chain.
  */
 int task_would_deadlock(const struct task *t, const struct task *on);
+/* Do others wait for a load that the task, or one below it, runs? */
+int task_is_held(struct task *top);
 int task_set_limit(struct task *t, double seconds);
 void task_push_handle(lua_State *L, const struct task *t);
 /* Pushes t's record table, making it if needed; the handle is at index. */

@@ -402,9 +402,9 @@ static int l_now(lua_State *L) {
   return 1;
 }
 
-/* held(task) -> do others wait for a load that it runs? */
+/* held(task) -> do others wait for a load that it, or a task below it, runs? */
 static int l_held(lua_State *L) {
-  lua_pushboolean(L, check_task(L, 1)->held > 0);
+  lua_pushboolean(L, task_is_held(check_task(L, 1)));
   return 1;
 }
 

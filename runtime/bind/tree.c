@@ -180,3 +180,10 @@ int task_set_limit(struct task *t, double seconds) {
   t->flags &= (uint16_t)~TASK_LIMIT;
   return seconds < 0 ? 0 : deadlines_arm(q, &t->limit, wait_due_ns(seconds));
 }
+
+int task_is_held(struct task *top) {
+  struct task *t = top;
+  while (t != NULL && t->held == 0)
+    t = tree_next(top, t, 0);
+  return t != NULL;
+}

@@ -1,4 +1,5 @@
 -- One load per key: who runs it, who waits, and what they get.
+local core = require "moonstash.task"
 local cache = require "cache"
 local process = require "spec.support.process"
 local support = require "spec.cache.support"
@@ -390,6 +391,17 @@ describe("cancelling around a load", function()
     gate:set()
     assert.equal("value", waiter:join())
     assert.equal(1, counter.calls)
+  end)
+
+  it("keeps a timeout around a gather that loads, although others wait for it", function()
+    local get = cached(function() task.sleep(0.4) return 1 end, { name = "single_flight.gather" })
+    local other = task.spawn(function() task.sleep(0.01) return get() end)
+    local started = core.now()
+    local ok, err = pcall(task.timeout, 0.05, task.gather, { get })
+    assert.is_false(ok)
+    assert.equal("timeout", err.code)
+    assert.is_true(core.now() - started < 0.3)
+    assert.equal(1, other:join())
   end)
 
   it("keeps a timeout around a waiting call", function()

@@ -108,4 +108,4 @@ fi
 need debootstrap debootstrap unshare apt-get
 namespaces="unshare --mount --pid --fork --mount-proc --kill-child"
 $namespaces true 2>/dev/null || skip debootstrap "namespaces are forbidden here"
-exec $namespaces "$0" in-namespaces
+exec $namespaces sh "$here/quickstart.sh" in-namespaces

@@ -37,6 +37,18 @@ describe("a script in which nothing can wake any task", function()
     assert.matches("every task waits", result.err)
   end)
 
+  it("ends when it is interrupted and only a shield is left waiting", function()
+    local p = process.start { "-e", [[
+      task.every(1, function() end)
+      print "up"
+      io.stdout:flush()
+      task.shield(function() task.event():wait() end)
+    ]] }
+    p:wait_for "up"
+    p:kill(process.SIGTERM)
+    assert.equal(process.SIGTERM, p:wait().signal)
+  end)
+
   it("is not one that waits for a deadline", function()
     assert.equal("nil\n", run("print((task.event():wait(0.01)))").out)
   end)
