@@ -2,7 +2,6 @@
 -- one caller loads, in its own task; the others wait for it and share its
 -- results or its error. See lease in runtime/backend.h.
 local backend = require "moonstash.backend"
-local core = require "moonstash.task"
 local funcinfo = require("jit.util").funcinfo
 local alias = require "cache.alias"
 local errors = require "moonstash.error"
