@@ -170,6 +170,10 @@ struct backend_ops {
    * another holds it (out->owner), wait->wake comes with its outcome. */
   int (*lease)(BACKEND_KEY_ARGS, void *buf, size_t cap,
                struct backend_item *out, struct backend_wait *wait);
+  /* The same for a load of a key that may well be there: TOKEN or WAIT, never
+   * HIT. The entry stays until the fill replaces it. Not counted. */
+  int (*refresh)(BACKEND_KEY_ARGS, struct backend_item *out,
+                 struct backend_wait *wait);
   /* Ends a load with its value: waiters get it; it is stored unless a set,
    * add, increment, remove or clear came in between. 1 stored, 0 refused, or
    * set's error (waiters have the value all the same). */

@@ -89,8 +89,9 @@ static int add_to(struct target *at, int64_t delta, uint64_t ttl_ms,
   if (entry) {
     memcpy(entry_value(entry), &value, sizeof value);
     entry->version = ++at->view->store->version;
-    entry->referenced = 1;  /* it was read, too: a busy counter stays */
-    at->view->stats.sets++; /* and nothing to poison: the key was not missing */
+    entry->referenced = 1; /* it was read, too: a busy counter stays */
+    at->view->stats.sets++;
+    store_poison(at); /* a refresh may be bringing the old count */
   } else {
     int rc = store_put(at, &value, sizeof value, BACKEND_INTEGER, ttl_ms);
     if (rc < 0)
@@ -397,6 +398,7 @@ const struct backend_ops store_calls = {
     .scan = scan,
     .raw = raw,
     .lease = store_lease,
+    .refresh = store_refresh,
     .fill = store_fill,
     .abandon = store_abandon,
     .waiters = store_waiters,

@@ -80,6 +80,9 @@ struct view {
   struct store *store;        /* holds one reference */
   uint64_t id;                /* unique in the store; varies the hash */
   struct backend_stats stats; /* max_bytes is filled in on request */
+  store_drop_fn *on_drop;     /* told of values of this format that go */
+  void *on_drop_ud;
+  uint32_t on_drop_format;
 };
 
 /* What one call is about: a key of a view at a moment. */
@@ -159,6 +162,8 @@ void store_end_leases(struct view *view);
 /* The calls of backend_ops with these names. They lock by themselves. */
 int store_lease(BACKEND_KEY_ARGS, void *buf, size_t cap,
                 struct backend_item *out, struct backend_wait *wait);
+int store_refresh(BACKEND_KEY_ARGS, struct backend_item *out,
+                  struct backend_wait *wait);
 int store_fill(BACKEND_KEY_ARGS, uint64_t token, const void *bytes,
                size_t length, uint32_t format, uint64_t ttl_ms);
 int store_abandon(BACKEND_KEY_ARGS, uint64_t token, const char *message,

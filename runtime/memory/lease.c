@@ -9,7 +9,8 @@
  * key may have several poisoned ones beside the one that counts.
  *
  * Invariants, whenever the mutex is free:
- * - a key has at most one lease that is not poisoned, and then no live entry;
+ * - a key has at most one lease that is not poisoned, and then no live entry,
+ *   unless the lease is a refresh of it;
  * - a wait hangs on one lease exactly while its prev is set; it is the
  *   caller's memory, and who takes it off the list (fill, abandon, close, or
  *   unwait) is the only one who answers it;
@@ -111,7 +112,6 @@ static int take_lease(struct target *at, struct backend_item *out,
     out->owner = lease->owner;
     if (wait)
       push_wait(lease, wait);
-    at->view->stats.misses++;
     return BACKEND_WAIT;
   }
   lease = store->alloc(NULL, sizeof *lease + target_length(at));
@@ -129,7 +129,6 @@ static int take_lease(struct target *at, struct backend_item *out,
   store->lease_count++;
   out->token = lease->token;
   out->owner = lease->owner;
-  at->view->stats.misses++;
   return BACKEND_TOKEN;
 }
 
@@ -142,8 +141,18 @@ int store_lease(BACKEND_KEY_ARGS, void *buf, size_t cap,
   if (rc < 0)
     return rc;
   struct entry *entry = store_find(&at);
-  return store_end(&at, entry ? store_read(entry, buf, cap, out)
-                              : take_lease(&at, out, wait));
+  if (entry)
+    return store_end(&at, store_read(entry, buf, cap, out));
+  rc = take_lease(&at, out, wait);
+  at.view->stats.misses += rc > 0;
+  return store_end(&at, rc);
+}
+
+int store_refresh(BACKEND_KEY_ARGS, struct backend_item *out,
+                  struct backend_wait *wait) {
+  struct target at;
+  int rc = store_begin(&at, STORE_KEY);
+  return rc < 0 ? rc : store_end(&at, take_lease(&at, out, wait));
 }
 
 /* The lease ends before the value is stored, as the put would poison it. The

@@ -135,7 +135,15 @@ static void insert(struct store *store, struct entry *entry) {
   entry->view->stats.bytes += cost;
 }
 
+/* The value of the entry goes. */
+static void note_drop(struct entry *entry) {
+  struct view *view = entry->view;
+  if (view->on_drop && entry->format == view->on_drop_format)
+    view->on_drop(view->on_drop_ud, entry_value(entry), entry->length);
+}
+
 void store_drop(struct entry *entry) {
+  note_drop(entry);
   struct store *store = entry->view->store;
   struct entry **link = find_link(store, entry->hash);
   size_t cost = entry_cost(entry->key_len, entry->length);
@@ -258,6 +266,8 @@ int store_put(struct target *at, const void *bytes, size_t length,
     make_room(store, cost, at->now);
     assert(store->bytes + cost <= store->max_bytes);
     insert(store, entry);
+  } else {
+    note_drop(old);
   }
   entry->length = length; /* a block of this cost holds it */
   entry->format = (uint8_t)format;
@@ -327,6 +337,16 @@ int store_view(struct store *store, struct backend **out) {
   }
   pthread_mutex_unlock(&store->mutex);
   return view ? 0 : BACKEND_ENOMEM;
+}
+
+void store_watch_drops(struct backend *self, uint32_t format, store_drop_fn *fn,
+                       void *ud) {
+  struct view *view = (struct view *)self;
+  pthread_mutex_lock(&view->store->mutex);
+  view->on_drop = fn;
+  view->on_drop_ud = ud;
+  view->on_drop_format = format;
+  pthread_mutex_unlock(&view->store->mutex);
 }
 
 int store_open(struct store **out, size_t max_bytes) {

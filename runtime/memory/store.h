@@ -20,6 +20,14 @@ void store_close(struct store *store);
 /* Opens a view: a backend whose keys no other view sees. */
 int store_view(struct store *store, struct backend **out);
 
+/* Is told of a value that leaves the view for any reason (replaced, deleted,
+ * cleared, expired, evicted), the view's close apart. Called under the store's
+ * mutex, on whatever thread: must only note it. */
+typedef void store_drop_fn(void *ud, const void *bytes, size_t length);
+/* Watches the view's values of one format. Before the view is used. */
+void store_watch_drops(struct backend *view, uint32_t format, store_drop_fn *fn,
+                       void *ud);
+
 /* Changes the byte bound; evicts until it holds. */
 void store_resize(struct store *store, size_t max_bytes);
 
