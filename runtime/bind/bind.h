@@ -94,13 +94,17 @@ int bind_start_cli(struct bind *b, const struct bind_cli *cli, char *err,
 int bind_open_task(lua_State *L);
 int bind_open_host(lua_State *L);
 int bind_open_cache(lua_State *L);
+int bind_open_codec(lua_State *L);
+int bind_open_json(lua_State *L);
+int bind_open_msgpack(lua_State *L);
+int bind_open_binary(lua_State *L);
 /* Frees the cache's stores; views must not be used any more. */
 void bind_close_cache(struct bind *b);
 
 /* The Lua files that are built in (made by the build). */
 struct bind_embedded {
   const char *name; /* module name, "cache.key" */
-  const char *file; /* chunk name, "@cache/key.lua" */
+  const char *file; /* chunk name, "@moonstash/cache/key.lua" */
   const char *source;
   size_t length;
 };

@@ -56,6 +56,10 @@ static int open_protected(lua_State *L) {
   preload(L, b, "moonstash.task", bind_open_task);
   preload(L, b, "moonstash.host", bind_open_host);
   preload(L, b, "moonstash.backend", bind_open_cache);
+  preload(L, b, "moonstash.codec", bind_open_codec);
+  preload(L, b, "moonstash.json", bind_open_json);
+  preload(L, b, "moonstash.msgpack", bind_open_msgpack);
+  preload(L, b, "moonstash.binary", bind_open_binary);
   struct sched_hooks hooks = {b->host.log, b->host.uncaught, b->host.ud};
   int rc = sched_open(s, L, s->loop, &hooks);
   if (rc < 0)
@@ -97,9 +101,13 @@ int bind_open(struct bind *b, uv_loop_t *loop, const struct bind_host *host,
 
 void bind_drain(struct bind *b, unsigned drain_ms) {
   int left = b->sched.alive > 0 ? sched_drain(&b->sched, drain_ms) : 0;
-  if (left > 0)
-    b->host.log(b->host.ud, BIND_LOG_WARN,
-                "closed while tasks were still running");
+  if (left == 0 || b->sched.told_left)
+    return;
+  b->sched.told_left = 1; /* close drains once more */
+  char line[80];
+  snprintf(line, sizeof line, "closed while tasks were still running: %d",
+           left);
+  b->host.log(b->host.ud, BIND_LOG_WARN, line);
 }
 
 void bind_close(struct bind *b) {

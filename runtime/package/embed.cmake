@@ -10,7 +10,7 @@ foreach(file IN LISTS FILES)
   string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," hex "${hex}")
   string(REGEX REPLACE "/init\\.lua$|\\.lua$" "" name "${file}")
   string(REPLACE "/" "." name "${name}")
-  if(NOT file MATCHES "/") # our own files: moonstash/task.lua and so on
+  if(NOT file MATCHES "^moonstash/") # one prefix, as in moonstash/cache/key.lua
     set(file "moonstash/${file}")
   endif()
   string(APPEND text "static const char file${i}[] = {\n${hex}};\n")
