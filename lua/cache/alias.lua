@@ -1,20 +1,32 @@
--- Aliases: a named backend with its default TTL. Cache objects and wrappers
--- hold the alias itself and look at its fields with each call, so that they
--- follow configure_caches. In this version both aliases live in memory.
+-- Aliases: a named backend with its defaults. Cache objects and wrappers hold
+-- the alias itself and look at its fields with each call, so that they follow
+-- configure_caches. In this version every alias lives in memory.
 local backend = require "moonstash.backend"
 local host = require "moonstash.host"
 local errors = require "moonstash.error"
+local hooks = require "cache.hooks"
 local raise = require "cache.raise"
+local serializer = require "cache.serializer"
 local settings = require "cache.settings"
 
-local type, tostring, floor = type, tostring, math.floor
+local type, tostring, floor, pairs, unpack = type, tostring, math.floor, pairs, unpack
 
 local alias = {}
 
 local DEFAULT_TTL = { memory = "default_ttl", persistent = "persistent_ttl" }
 local LATER = { tiered = true }
+local FIELDS = { backend = "string", max_bytes = "any", ttl = "any", serializer = "any",
+  namespace = "string", plugins = "table", copy = "boolean" }
 local MAX_MS = 2 ^ 53 -- beyond 285,000 years: never
-local aliases = {} -- name -> {name, view: its backend, ttl_ms: default, ...}
+local MIN_BYTES = 64 * 1024 -- of an alias's own store
+local NEAR_MAX = 16384 -- decoded values that an alias with copy = false keeps
+local ALIASES_MAX = 100 -- each may have two of the backend's 256 views
+
+-- name -> {name, view: its backend, ttl_ms, ns: prefix of keys or "",
+-- serializer, plugins: list or nil, near: decoded values or nil (copy = true),
+-- generation: grows when it is configured}
+local aliases = {}
+local definitions = {} -- name -> a copy of what configure_caches was given
 
 --- What all calls look at first: caching as a whole is on.
 alias.state = { enabled = settings.get "enabled" }
@@ -23,22 +35,30 @@ alias.state = { enabled = settings.get "enabled" }
 local use_ffi = not host.no_ffi and jit.status() and pcall(require, "ffi")
 alias.memory = require(use_ffi and "cache.memory_ffi" or "cache.memory_c")
 
+local function names()
+  local list = {}
+  for name in pairs(aliases) do list[#list + 1] = ("'%s'"):format(name) end
+  table.sort(list)
+  return table.concat(list, ", ")
+end
+
 --- The alias of that name; raises when there is none. `what` begins the
 --- message.
 function alias.find(name, what)
   local found = aliases[name]
   if found then return found end
   if LATER[name] then raise("%s: the alias '%s' is not in this version", what, name) end
-  raise("%s: alias must be 'memory' or 'persistent', not %s", what,
+  raise("%s: alias must be one of %s, not %s", what, names(),
     type(name) == "string" and ("'%s'"):format(name) or tostring(name))
 end
 
---- A TTL in seconds as whole milliseconds; 0 = never. Raises on a bad one.
-function alias.ttl_ms(ttl, what)
+--- A TTL in seconds as whole milliseconds; 0 = never. Raises on a bad one, and
+--- calls it by name ("ttl").
+function alias.ttl_ms(ttl, what, name)
   if ttl == false then return 0 end
-  if type(ttl) ~= "number" or not (ttl >= 0) then
-    raise("%s: ttl must be a number of seconds >= 0, or false for never, not %s", what,
-      type(ttl) == "number" and tostring(ttl) or type(ttl))
+  if type(ttl) ~= "number" or ttl ~= ttl or ttl < 0 then
+    raise("%s: %s must be a number of seconds >= 0, or false for never, not %s", what,
+      name or "ttl", type(ttl) == "number" and tostring(ttl) or type(ttl))
   end
   if ttl == 0 then return 0 end
   local ms = floor(ttl * 1000 + 0.5)
@@ -46,18 +66,152 @@ function alias.ttl_ms(ttl, what)
   return ms > 0 and ms or 1 -- shorter than the clock can tell, but not never
 end
 
-local function follow_settings()
-  alias.state.enabled = settings.get "enabled"
-  for name, setting in pairs(DEFAULT_TTL) do
-    aliases[name].ttl_ms = alias.ttl_ms(settings.get(setting), setting)
+--- A namespace as the prefix of keys.
+function alias.prefix(namespace)
+  return namespace ~= "" and namespace .. ":" or ""
+end
+
+--- Decoded values, by joined key, for those who share them.
+function alias.new_near()
+  return { values = {}, versions = {}, packed = {}, count = 0, generation = 0 }
+end
+
+local function empty_near(near)
+  near.values, near.versions, near.packed, near.count = {}, {}, {}, 0
+end
+
+--- The near copies, without those from before the alias was configured: they
+--- may be of another store, whose versions say nothing here.
+function alias.valid_near(near, the_alias)
+  if near.generation ~= the_alias.generation then
+    empty_near(near)
+    near.generation = the_alias.generation
+  end
+  return near
+end
+
+--- Keeps a decoded value (packed: the results of a function); the whole lot
+--- goes when there are too many.
+function alias.keep_near(near, joined, value, version, packed)
+  if near.versions[joined] == nil then
+    if near.count >= NEAR_MAX then empty_near(near) end
+    near.count = near.count + 1
+  end
+  near.values[joined], near.versions[joined], near.packed[joined] = value, version, packed
+end
+
+-- ---- definitions -------------------------------------------------------------
+
+local function check_max_bytes(value, what)
+  if type(value) ~= "number" or not (value >= MIN_BYTES and value < MAX_MS) then
+    raise("%s.max_bytes must be a number of bytes, at least %d, not %s", what, MIN_BYTES,
+      tostring(value))
   end
 end
 
---- Overlays settings; what exists follows.
-function alias.configure(values)
+-- Raises unless the definition is one; changes nothing.
+local function check_definition(name, definition)
+  local what = ("configure_caches: aliases.%s"):format(tostring(name))
+  if type(name) ~= "string" or name == "" then
+    raise("configure_caches: alias names are strings, not %s", type(name))
+  end
+  if LATER[name] then raise("%s is not in this version", what) end
+  if type(definition) ~= "table" then
+    raise("%s must be a table, not %s", what, type(definition))
+  end
+  for field, value in pairs(definition) do
+    local kind = FIELDS[field]
+    if not kind then raise("%s: there is no field '%s'", what, tostring(field)) end
+    if kind ~= "any" and type(value) ~= kind then
+      raise("%s.%s must be a %s, not %s", what, field, kind, type(value))
+    end
+  end
+  local kind = definition.backend
+  if kind ~= nil and kind ~= "memory" then
+    raise("%s: the backend '%s' is %s", what, kind,
+      (kind == "redis" or kind == "tiered") and "not in this version" or "unknown: use 'memory'")
+  end
+  if definition.max_bytes ~= nil then check_max_bytes(definition.max_bytes, what) end
+  if definition.ttl ~= nil then alias.ttl_ms(definition.ttl, what) end
+  if definition.serializer ~= nil then serializer.find(definition.serializer, what) end
+  if definition.plugins ~= nil then hooks.check(definition.plugins, what) end
+end
+
+-- A copy that its giver cannot change any more.
+local function copy_definition(definition)
+  local copy = {}
+  for field, value in pairs(definition) do copy[field] = value end
+  if copy.plugins then copy.plugins = { unpack(copy.plugins) } end
+  if copy.serializer ~= nil then
+    copy.serializer = serializer.find(copy.serializer, "configure_caches")
+  end
+  return copy
+end
+
+-- The alias's backend: a view of the common store, or of one of its own. The
+-- one that is not in use stays, for loads in flight point to it.
+local function open_view(the_alias, max_bytes)
+  if the_alias.view and the_alias.max_bytes == max_bytes then return end
+  local which = max_bytes and "own" or "common"
+  local view = the_alias[which]
+  if view and max_bytes then backend.resize(max_bytes, view) end
+  if not view then
+    view = backend.view(max_bytes)
+    the_alias[which] = view
+  end
+  if view ~= the_alias.view then
+    if the_alias.view then backend.clear(the_alias.view, "") end
+    backend.clear(view, "") -- what a load has left there since
+    the_alias.view = view
+    alias.memory.open(the_alias)
+  end
+  the_alias.max_bytes = max_bytes
+end
+
+-- Makes the alias what its definition and the settings say.
+local function apply(name)
+  local definition = definitions[name] or {}
+  local the_alias = aliases[name] or { name = name }
+  aliases[name] = the_alias
+  open_view(the_alias, definition.max_bytes)
+  local ttl = definition.ttl
+  if ttl == nil then ttl = settings.get(DEFAULT_TTL[name] or "default_ttl") end
+  the_alias.ttl_ms = alias.ttl_ms(ttl, "configure_caches")
+  the_alias.ns = alias.prefix(definition.namespace or settings.get "namespace" or "")
+  the_alias.serializer = definition.serializer or serializer.native
+  local plugins = definition.plugins
+  the_alias.plugins = plugins and #plugins > 0 and plugins or nil
+  the_alias.near = definition.copy == false and alias.new_near() or nil
+  the_alias.generation = (the_alias.generation or 0) + 1
+end
+
+local function apply_all()
+  alias.state.enabled = settings.get "enabled"
+  for name in pairs(DEFAULT_TTL) do apply(name) end
+  for name in pairs(definitions) do apply(name) end
+end
+
+-- Raises unless all the definitions are good and there is room for them.
+local function check_definitions(new)
+  local count = 0
+  for name, definition in pairs(new) do
+    check_definition(name, definition)
+    if not aliases[name] then count = count + 1 end
+  end
+  if count == 0 then return end
+  for _ in pairs(aliases) do count = count + 1 end
+  if count > ALIASES_MAX then
+    raise("configure_caches: %d aliases, the most is %d", count, ALIASES_MAX)
+  end
+end
+
+--- Overlays settings and alias definitions; what exists follows. All or none.
+function alias.configure(values, new)
+  check_definitions(new)
   settings.overlay(values)
+  for name, definition in pairs(new) do definitions[name] = copy_definition(definition) end
   backend.resize(settings.get "memory_max_bytes")
-  follow_settings()
+  apply_all()
 end
 
 --- Empties every alias, whether caching is on or not.
@@ -65,20 +219,21 @@ function alias.clear_all()
   for _, each in pairs(aliases) do backend.clear(each.view, "") end
 end
 
+local STATUS = {
+  [backend.ETOOLARGE] = { "too_large", "the value is too large for this cache" },
+  [backend.ENOMEM] = { "no_memory", "out of memory" },
+  [backend.ETYPE] = { "type", "the value is not an integer" },
+  [backend.ERANGE] = { "range", "the sum is beyond 2^53" },
+}
+
 --- A status below 0 as an error object.
 function alias.status_error(status, what)
-  if status == backend.ETOOLARGE then
-    return errors.new("too_large", what .. ": the value is too large for this cache")
-  end
-  if status == backend.ENOMEM then return errors.new("no_memory", what .. ": out of memory") end
+  local known = STATUS[status]
+  if known then return errors.new(known[1], what .. ": " .. known[2]) end
   return errors.new("server", ("%s: the backend failed with status %d"):format(what, status))
 end
 
-for name in pairs(DEFAULT_TTL) do
-  aliases[name] = { name = name, view = backend.view(), ttl_ms = 0 }
-  alias.memory.open(aliases[name])
-end
-follow_settings()
+apply_all()
 host.log(2, "Redis is not configured: the alias 'persistent' lives in memory")
 
 return alias

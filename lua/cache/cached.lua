@@ -2,185 +2,230 @@
 -- one caller loads, in its own task; the others wait for it and share its
 -- results or its error. See lease in runtime/backend.h.
 local backend = require "moonstash.backend"
-local funcinfo = require("jit.util").funcinfo
 local alias = require "cache.alias"
-local errors = require "moonstash.error"
 local keys = require "cache.key"
-local native = require "cache.native"
 local raise = require "cache.raise"
+local serializer = require "cache.serializer"
+local wrap = require "cache.wrap"
 
 local state, get = alias.state, alias.memory.get
-local note = errors.note
-local of_arguments, check_key = keys.of_arguments, keys.check
-local encode, encode_results = native.encode, native.encode_results
-local decode = require("string.buffer").decode
-local RESULTS, TABLE = backend.RESULTS, backend.TABLE
+local of_arguments, check_key, check_room = keys.of_arguments, keys.check, keys.check_room
+local read_waited, read_given, find = wrap.read_waited, wrap.read_given, wrap.find
+local finish, note, ns_of = wrap.finish, wrap.note, wrap.ns
+local native = serializer.native
+local RESULTS = backend.RESULTS
 local HIT, TOKEN, AGAIN = backend.LEASE_HIT, backend.LEASE_TOKEN, backend.LEASE_AGAIN
 local GIVEN, DIRECT = backend.LEASE_GIVEN, backend.LEASE_DIRECT
 local WAIT_OK = 0
-local type, error, select, unpack, pairs, tostring, xpcall, pcall =
-  type, error, select, unpack, pairs, tostring, xpcall, pcall
+local KEYS_MAX = 16384 -- arguments whose key strings a wrapper remembers,
+local KEY_SIZE_MAX = 256 -- and how long these may be
+local type, error, select, unpack, xpcall = type, error, select, unpack, xpcall
 
-local KNOWN = { ttl = "any", alias = "any", name = "string", key_builder = "function" }
-local LATER = {}
-for name in ([[namespace key skip_self version jitter idle_ttl max_ttl neg_ttl error_ttl lock
-  lock_timeout stale_while_revalidate stale_if_error stale_if stale_backoff default soft_timeout
-  hard_timeout background_completion refresh_ahead early_beta tags cache_if validate min_cost
-  on_hit on_miss on_stale on_error serializer compress sign max_l1_size l1_ttl copy invalidate
-  envelope]]):gmatch "%S+" do
-  LATER[name] = true
-end
+local KNOWN = { ttl = "any", alias = "any", name = "string", key = "string",
+  key_builder = "function", skip_self = "boolean", namespace = "string", cache_if = "function",
+  neg_ttl = "any", serializer = "any", copy = "boolean" }
 
-local function check_options(opts)
-  if type(opts) ~= "table" then raise("cached: options must be a table, not %s", type(opts)) end
-  for name, value in pairs(opts) do
-    local kind = KNOWN[name]
-    if not kind then
-      raise("cached: the option '%s' is %s", tostring(name),
-        LATER[name] and "not in this version" or "unknown")
+-- ---- keys ------------------------------------------------------------------
+
+-- The key of a call. One plain argument finds its key by itself: the string is
+-- built only when it is new.
+local function key_of(self, ...)
+  local first = ...
+  local known = self.keys
+  if known and select("#", ...) == 1 then
+    local key = known[first]
+    if key then return key end
+    local kind = type(first)
+    if kind == "string" or kind == "number" or kind == "boolean" then
+      key = of_arguments(self.prefix, first)
+      if #key > KEY_SIZE_MAX then return key end
+      if self.key_count >= KEYS_MAX then self.keys, self.key_count = {}, 0 end
+      self.keys[first], self.key_count = key, self.key_count + 1
+      return key
     end
-    if kind ~= "any" and type(value) ~= kind then
-      raise("cached: %s must be a %s, not a %s", name, kind, type(value))
-    end
   end
-  if opts.name == "" then raise "cached: name must not be empty" end
-  if type(opts.ttl) == "function" then raise "cached: a function as ttl is not in this version" end
-end
-
--- ---- names ----------------------------------------------------------------
-
-local automatic = {} -- name -> {proto: whose it is, weak; count: owners so far}
-
--- A name for the wrapper of a function that was given none: where it was
--- defined. Two closures of one prototype would share keys: that raises. A new
--- prototype there (the file was loaded again, or another one is called the
--- same) starts anew, under a name that nobody had.
-local function automatic_name(fn)
-  local proto, info = funcinfo(fn).proto, debug.getinfo(fn, "S")
-  if not proto then raise "cached: a C function needs a name or a key_builder" end
-  local file = info.source:match "^@.-([^/]*)$" or info.short_src
-  local name = ("%s:%d"):format(file, info.linedefined)
-  local owner = automatic[name] or setmetatable({ count = 0 }, { __mode = "v" })
-  if owner.proto == proto then
-    raise("cached: %s is wrapped twice under its automatic name: give it a name or a key_builder",
-      name)
+  if self.key then return self.key end
+  if self.key_builder then
+    local key = self.key_builder(self.fn, ...)
+    check_key(key, "cached: key_builder")
+    return key
   end
-  owner.proto, owner.count = proto, owner.count + 1
-  automatic[name] = owner
-  return owner.count == 1 and name or ("%s#%d"):format(name, owner.count)
+  if self.skip_self then return of_arguments(self.prefix, select(2, ...)) end
+  return of_arguments(self.prefix, ...)
 end
 
--- The wrapper's name; nil when a key_builder makes its keys.
-local function own_name(fn, opts, the_alias)
-  if opts.name then return opts.name end
-  if opts.key_builder then return nil end
-  if the_alias.name ~= "memory" then
-    raise("cached: a wrapper on '%s' needs a name or a key_builder: its keys must survive an "
-      .. "edit of the script", the_alias.name)
-  end
-  return automatic_name(fn)
-end
-
--- ---- loads ----------------------------------------------------------------
-
--- A waiter's outcome comes with the bytes of a table still encoded.
-local function waited(format, value)
-  if format == RESULTS then
-    value = decode(value)
-    return unpack(value, 1, value.n)
-  end
-  if format == TABLE then return decode(value) end
-  return value
-end
-
--- Results that are not stored: none but nils ("nothing there"), or Lua's
--- nil, err.
-local function is_passing(n, first, second, ...)
-  if first ~= nil then return false end
-  if second ~= nil then return true end
-  for i = 1, n - 2 do
-    if select(i, ...) ~= nil then return false end
-  end
-  return true
-end
-
-local function encode_all(n, ...)
-  if n == 1 then return encode((...), "cached") end
-  return encode_results(n, ...)
-end
+-- ---- loads -----------------------------------------------------------------
 
 -- Ends the load whose fn has returned; gives its results back.
-local function loaded(self, load, ok, ...)
+local function loaded(self, load, key, ok, ...)
   if not ok then
+    self.errors = self.errors + 1
     backend.fail(load, (...))
     error((...), 0)
   end
-  local n = select("#", ...)
-  if is_passing(n, ...) then
-    backend.give(load, { n = n, ... })
-    return ...
-  end
-  local encoded, bytes, format = pcall(encode_all, n, ...)
-  if not encoded then
-    backend.fail(load, bytes)
-    error(bytes, 0)
-  end
-  backend.fill(load, bytes, format, self.ttl_ms or self.alias.ttl_ms)
+  finish(self, load, key, ...)
   return ...
 end
 
-local miss
+local lease
+
+-- What others have left under the key. Should this wrapper be unable to read
+-- it, that counts as missing.
+local function read_or_load(self, key, arguments, found, ...)
+  if found then return ... end
+  return lease(self, key, "refresh", unpack(arguments, 1, arguments.n))
+end
 
 -- What lease said.
-local function leased(self, key, outcome, a, b, ...)
-  if outcome == TOKEN then return loaded(self, a, xpcall(self.fn, note, ...)) end
-  if outcome == HIT or outcome == WAIT_OK then return waited(a, b) end
-  if outcome == GIVEN then return unpack(a, 1, a.n) end
-  if outcome == AGAIN then return miss(self, key, ...) end
+local function leased(self, key, mode, outcome, a, b, ...)
+  if outcome == TOKEN then
+    self.loads = self.loads + 1
+    return loaded(self, a, key, xpcall(self.fn, note, ...))
+  end
+  if outcome == HIT or outcome == WAIT_OK then
+    local arguments = { n = select("#", ...), ... }
+    return read_or_load(self, key, arguments, read_waited(self, a, b))
+  end
+  if outcome == GIVEN then return read_given(a) end
+  if outcome == AGAIN then return lease(self, key, mode, ...) end
   if outcome == DIRECT then return self.fn(...) end -- waiting is impossible here, or a cycle
   error(a, 0) -- WAIT_FAILED, WAIT_RAISE
 end
 
-function miss(self, key, ...)
-  local outcome, a, b = backend.lease(self.alias.view, "", key)
-  return leased(self, key, outcome, a, b, ...)
+function lease(self, key, mode, ...)
+  local ns = check_room(ns_of(self), key, "cached")
+  local outcome, a, b = backend.lease(self.alias.view, ns, key, mode)
+  return leased(self, key, mode, outcome, a, b, ...)
+end
+
+local function found_or_loaded(self, key, arguments, found, ...)
+  if found then
+    self.hits = self.hits + 1
+    return ...
+  end
+  self.misses = self.misses + 1
+  return lease(self, key, nil, unpack(arguments, 1, arguments.n))
+end
+
+-- The way of a call with hooks, another serializer or shared copies.
+local function call_slowly(self, key, ...)
+  return found_or_loaded(self, key, { n = select("#", ...), ... }, find(self, ns_of(self), key))
 end
 
 -- The wrapper itself: on a hit without closures, tables and C calls, so that
 -- it compiles.
 local function wrapper(self)
-  local fn, build, prefix, the_alias = self.fn, self.key_builder, self.prefix, self.alias
+  local the_alias = self.alias
+  local plain = not self.near and (self.serializer == nil or self.serializer == native)
   return function(...)
-    if not state.enabled then return fn(...) end
-    local key
-    if build then
-      key = build(fn, ...)
-      check_key(key, "cached: key_builder")
-    else
-      key = of_arguments(prefix, ...)
+    if not state.enabled then return self.fn(...) end
+    local key = key_of(self, ...)
+    if not plain or the_alias.plugins or the_alias.near
+      or (self.serializer or the_alias.serializer) ~= native then
+      return call_slowly(self, key, ...)
     end
-    local format, value = get(the_alias, "", key)
-    if format == nil then return miss(self, key, ...) end
+    local format, value = get(the_alias, self.ns or the_alias.ns, key)
+    if format == nil or format > RESULTS then
+      self.misses = self.misses + 1
+      return lease(self, key, nil, ...)
+    end
+    self.hits = self.hits + 1
     if format == RESULTS then return unpack(value, 1, value.n) end
     return value
   end
 end
 
---- See lua/meta/cache.lua.
-return function(fn, opts)
-  if type(fn) ~= "function" then
-    raise("cached: a function expected, not %s", type(fn))
-  end
-  if opts == nil then opts = {} end
-  check_options(opts)
-  local the_alias = alias.find(opts.alias == nil and "memory" or opts.alias, "cached")
-  local ttl_ms = opts.ttl ~= nil and alias.ttl_ms(opts.ttl, "cached") or nil
-  local name = own_name(fn, opts, the_alias)
-  return wrapper {
-    fn = fn,
-    alias = the_alias,
-    key_builder = opts.key_builder,
-    prefix = name and keys.prefix(name),
-    ttl_ms = ttl_ms,
-  }
+-- ---- the handle --------------------------------------------------------------
+
+local Handle = {}
+Handle.__index = Handle
+Handle.__name = "cached.handle"
+
+local selves = setmetatable({}, { __mode = "k" }) -- wrapper or handle -> self
+
+local function self_of(handle, what)
+  local self = selves[handle]
+  if not self then raise("%s: call it with a colon, on what cache.handle gave", what) end
+  return self
 end
+
+function Handle:key(...)
+  return key_of(self_of(self, "key"), ...)
+end
+
+function Handle:invalidate(...)
+  local self_ = self_of(self, "invalidate")
+  local key = key_of(self_, ...)
+  if not state.enabled then return 0 end
+  return wrap.remove(self_, check_room(ns_of(self_), key, "invalidate"), key)
+end
+
+local function refresh(self, ...)
+  if not state.enabled then return self.fn(...) end
+  return lease(self, key_of(self, ...), "refresh", ...)
+end
+
+function Handle:refresh(...)
+  return refresh(self_of(self, "refresh"), ...)
+end
+
+function Handle:original()
+  return self_of(self, "original").fn
+end
+
+function Handle:stats()
+  local self_ = self_of(self, "stats")
+  return { hits = self_.hits, misses = self_.misses, loads = self_.loads, errors = self_.errors }
+end
+
+local WITH = { force_refresh = "boolean", only_if_cached = "boolean", bypass = "boolean" }
+
+local function only_results(found, ...)
+  if found then return ... end
+end
+
+function Handle:with(opts)
+  local self_ = self_of(self, "with")
+  wrap.check_options(opts, WITH, "with")
+  local chosen = 0
+  for _, on in pairs(opts) do chosen = chosen + (on and 1 or 0) end
+  if chosen > 1 then raise "with: force_refresh, only_if_cached and bypass exclude each other" end
+  if opts.bypass then return function(...) return self_.fn(...) end end
+  if opts.force_refresh then return function(...) return refresh(self_, ...) end end
+  if not opts.only_if_cached then return self_.wrapper end
+  return function(...)
+    if not state.enabled then return end
+    return only_results(find(self_, ns_of(self_), key_of(self_, ...)))
+  end
+end
+
+local cached = {}
+
+--- cache.handle: see lua/meta/cache.lua.
+function cached.handle(fn)
+  local self = selves[fn]
+  if not self then
+    raise("handle: a function that cache.cached has made is expected, not %s",
+      type(fn) == "function" and "any other" or type(fn))
+  end
+  return self.handle
+end
+
+--- cache.cached: see lua/meta/cache.lua.
+function cached.cached(fn, opts)
+  if type(fn) ~= "function" then raise("cached: a function expected, not %s", type(fn)) end
+  if opts == nil then opts = {} end
+  wrap.check_options(opts, KNOWN, "cached")
+  local self = wrap.new(fn, opts, "cached")
+  if opts.key then check_key(opts.key, "cached: key") end
+  local name = wrap.name(fn, opts, self.alias, "cached")
+  self.key, self.skip_self = opts.key, opts.skip_self
+  self.prefix = name and keys.prefix(name)
+  if not (opts.key or opts.key_builder or opts.skip_self) then self.keys, self.key_count = {}, 0 end
+  self.wrapper = wrapper(self)
+  self.handle = setmetatable({}, Handle)
+  selves[self.wrapper], selves[self.handle] = self, self
+  return self.wrapper
+end
+
+return cached

@@ -2,6 +2,9 @@
 -- required; lua/meta/cache.lua documents every function.
 local alias = require "cache.alias"
 local backend = require "moonstash.backend"
+local cached = require "cache.cached"
+local classes = require "cache.classes"
+local hooks = require "cache.hooks"
 local object = require "cache.object"
 local raise = require "cache.raise"
 local settings = require "cache.settings"
@@ -10,8 +13,12 @@ local pairs, tostring, type = pairs, tostring, type
 
 local cache = {}
 
-cache.cached = require "cache.cached"
+cache.cached, cache.handle = cached.cached, cached.handle
+cache.multi_cached = require "cache.multi"
 cache.settings = settings.view
+cache.null = backend.null
+cache.array, cache.register_class = classes.array, classes.register
+cache.plugins = { timing = hooks.timing, hit_miss_ratio = hooks.hit_miss_ratio }
 
 function cache.get_cache(name)
   return object.of(name == nil and "memory" or name, "get_cache")
@@ -20,10 +27,10 @@ end
 cache.memory = cache.get_cache "memory"
 cache.persistent = cache.get_cache "persistent"
 
--- Takes the alias out of an options table of the seed's four functions. Gives
--- the alias and the other options, nil when there are none.
+-- Takes the alias out of an options table of get_cached and its like. Gives
+-- the Cache object and the other options, nil when there are none.
 local function split(opts, what)
-  if opts == nil then return alias.find("memory", what) end
+  if opts == nil then return cache.memory end
   if type(opts) ~= "table" then raise("%s: options must be a table, not %s", what, type(opts)) end
   local rest
   for name, value in pairs(opts) do
@@ -32,27 +39,27 @@ local function split(opts, what)
       rest[name] = value
     end
   end
-  return alias.find(opts.alias == nil and "memory" or opts.alias, what), rest
+  return object.of(opts.alias == nil and "memory" or opts.alias, what), rest
 end
 
 function cache.get_cached(key, opts)
-  local the_alias, rest = split(opts, "get_cached")
-  return object.get(the_alias, key, nil, rest, "get_cached")
+  local client, rest = split(opts, "get_cached")
+  return object.get(client, key, nil, rest, "get_cached")
 end
 
 function cache.set_cached(key, value, opts)
-  local the_alias, rest = split(opts, "set_cached")
-  return object.set(the_alias, key, value, rest, "set_cached")
+  local client, rest = split(opts, "set_cached")
+  return object.set(client, key, value, rest, "set_cached")
 end
 
 function cache.delete_cached(key, opts)
-  local the_alias, rest = split(opts, "delete_cached")
-  return object.delete(the_alias, key, rest, "delete_cached")
+  local client, rest = split(opts, "delete_cached")
+  return object.delete(client, key, rest, "delete_cached")
 end
 
 function cache.clear_cache(opts)
-  local the_alias, rest = split(opts, "clear_cache")
-  return object.clear(the_alias, nil, rest, "clear_cache")
+  local client, rest = split(opts, "clear_cache")
+  return object.clear(client, nil, rest, "clear_cache")
 end
 
 function cache.configure_caches(values)
@@ -61,8 +68,15 @@ function cache.configure_caches(values)
   if type(values) ~= "table" then
     raise("configure_caches: a table of settings expected, not %s", type(values))
   end
-  if values.aliases ~= nil then raise("configure_caches: aliases are not in this version") end
-  alias.configure(values)
+  local plain, definitions = {}, values.aliases
+  if definitions == nil then definitions = {} end
+  if type(definitions) ~= "table" then
+    raise("configure_caches: aliases must be a table, not %s", type(definitions))
+  end
+  for name, value in pairs(values) do
+    if name ~= "aliases" then plain[name] = value end
+  end
+  alias.configure(plain, definitions)
 end
 
 cache.testing = {}

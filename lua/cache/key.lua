@@ -21,6 +21,15 @@ function key.check(k, what)
   end
 end
 
+--- Raises unless k fits beside its namespace; gives the namespace back.
+function key.check_room(ns, k, what)
+  if #ns + #k > KEY_MAX then
+    raise("%s: the namespace and the key have %d bytes together, the most is %d", what, #ns + #k,
+      KEY_MAX)
+  end
+  return ns
+end
+
 --- What the keys of a name begin with: name and colon, then the arguments. A
 --- colon in the name is doubled where what follows could pass for arguments,
 --- or the name "a:1" would share keys with the string arguments of "a".

@@ -4,13 +4,15 @@
 --
 --   open(alias)                              prepares it for the calls below
 --   get(alias, ns, key)                      -> format, value; nil on a miss
+--   get_near(alias, ns, key, near)           -> the same, and the version; or
+--                                               nil, value out of near, true
 --   set(alias, ns, key, value, format, ttl)  -> 1, or a negative status
 --   remove(alias, ns, key)                   -> 1, 0
 local backend = require "moonstash.backend"
-local buffer = require "string.buffer"
+local native = require "cache.native"
 
 local TABLE, RESULTS = backend.TABLE, backend.RESULTS
-local decode = buffer.decode
+local decode = native.decode_bytes
 local get, set, remove = backend.get, backend.set, backend.remove
 
 return {
@@ -19,6 +21,14 @@ return {
     local format, value = get(alias.view, ns, key)
     if format == TABLE or format == RESULTS then return format, decode(value) end
     return format, value
+  end,
+  get_near = function(alias, ns, key, near)
+    local format, value, version = get(alias.view, ns, key)
+    if format ~= nil and near.versions[ns .. key] == version then
+      return nil, near.values[ns .. key], true
+    end
+    if format == TABLE or format == RESULTS then value = decode(value) end
+    return format, value, version
   end,
   set = function(alias, ns, key, value, format, ttl_ms)
     return set(alias.view, ns, key, value, format, ttl_ms)

@@ -1,27 +1,36 @@
 -- The native serializer, for values in memory: what pickle is to Python.
--- Scalars are stored as they are behind a format tag, tables as LuaJIT
--- string.buffer bytes (our own bytes, never fed from outside the process).
--- What comes out is always a copy.
+-- Scalars are stored as they are behind a format tag, everything else as
+-- LuaJIT string.buffer bytes (our own bytes, never fed from outside the
+-- process). What comes out is always a copy.
 local backend = require "moonstash.backend"
 local buffer = require "string.buffer"
+local classes = require "cache.classes"
 local raise = require "cache.raise"
 
 local BYTES, INTEGER, NUMBER = backend.BYTES, backend.INTEGER, backend.NUMBER
 local FALSE, TRUE, TABLE = backend.FALSE, backend.TRUE, backend.TABLE
 local MAX_INTEGER = 2 ^ 53
 local MAX_DEPTH = 32
+local null = backend.null
 
 local type, pairs, getmetatable, tostring = type, pairs, getmetatable, tostring
-local encode = buffer.encode
+local plain_encode = buffer.encode
+local is_int64, known_class = classes.is_int64, classes.known
 
 local native = {}
 
-local function path_of(path, key)
+--- The path to a part, for messages: value.a.b[3].
+function native.path_of(path, key)
   if type(key) == "string" and key:find "^[%a_][%w_]*$" then return path .. "." .. key end
   return ("%s[%s]"):format(path, type(key) == "string" and ("%q"):format(key) or tostring(key))
 end
+local path_of = native.path_of
 
 local storable = { boolean = true, number = true, string = true }
+
+local function is_scalar(value, kind)
+  return storable[kind] or value == null or kind == "cdata" and is_int64(value)
+end
 
 -- Walks a table before it is encoded: string.buffer would say only that
 -- something is wrong, not where.
@@ -30,8 +39,12 @@ local function check_table(value, path, depth, above, what)
   if depth > MAX_DEPTH then
     raise("%s: %s is nested deeper than %d tables", what, path, MAX_DEPTH)
   end
-  if getmetatable(value) ~= nil then
-    raise("%s: %s has a metatable, which cannot be cached", what, path)
+  local mt = getmetatable(value)
+  if mt ~= nil then
+    if not known_class(mt) then
+      raise("%s: %s has a metatable, which cannot be cached (see cache.register_class)", what, path)
+    end
+    above.has_class = true
   end
   above[value] = true
   for key, part in pairs(value) do
@@ -41,19 +54,29 @@ local function check_table(value, path, depth, above, what)
     local kind = type(part)
     if kind == "table" then
       check_table(part, path_of(path, key), depth + 1, above, what)
-    elseif not storable[kind] then
+    elseif not storable[kind] and not is_scalar(part, kind) then
       raise("%s: %s is a %s, which cannot be cached", what, path_of(path, key), kind)
     end
   end
   above[value] = nil
 end
 
-local function integer_format(value)
-  if value % 1 == 0 and value <= MAX_INTEGER and value >= -MAX_INTEGER
-    and (value ~= 0 or 1 / value > 0) then
-    return INTEGER
-  end
-  return NUMBER
+--- Is it an integer that a counter may hold: |n| <= 2^53, not -0?
+function native.is_integer(value)
+  return value % 1 == 0 and value <= MAX_INTEGER and value >= -MAX_INTEGER
+    and (value ~= 0 or 1 / value > 0)
+end
+local is_integer = native.is_integer
+
+-- A fresh buffer each time: a finalizer that runs meanwhile may encode, too.
+local function encode(value, has_class)
+  if not has_class then return plain_encode(value) end
+  return buffer.new(classes.buffer_options):encode(value):get()
+end
+
+--- Reads what string.buffer wrote.
+function native.decode_bytes(bytes)
+  return buffer.new(classes.buffer_options):set(bytes):decode()
 end
 
 --- Encodes a value: what to store, and its format. Raises for what cannot be
@@ -61,21 +84,23 @@ end
 function native.encode(value, what)
   local kind = type(value)
   if kind == "string" then return value, BYTES end
-  if kind == "number" then return value, integer_format(value) end
+  if kind == "number" then return value, is_integer(value) and INTEGER or NUMBER end
   if kind == "boolean" then return value, value and TRUE or FALSE end
   if kind == "table" then
-    check_table(value, "value", 1, {}, what)
-    return encode(value), TABLE
+    local above = {}
+    check_table(value, "value", 1, above, what)
+    return encode(value, above.has_class), TABLE
   end
+  if is_scalar(value, kind) then return encode(value), TABLE end
   raise("%s: value is a %s, which cannot be cached", what, kind)
 end
 
 --- Encodes all n results of a function, nils too.
 function native.encode_results(n, ...)
-  local results = { ... }
-  check_table(results, "results", 0, {}, "cached")
+  local results, above = { ... }, {}
+  check_table(results, "results", 0, above, "cached")
   results.n = n
-  return encode(results), backend.RESULTS
+  return encode(results, above.has_class), backend.RESULTS
 end
 
 return native

@@ -1,111 +1,516 @@
 -- The Cache object: an alias with methods. What each method does is a local
--- function of the alias, which the seed's four functions (init.lua) call, too;
+-- function of the object, which get_cached and its like (init.lua) call, too;
 -- `what` is the name that the user called, for messages.
 local backend = require "moonstash.backend"
 local alias = require "cache.alias"
+local errors = require "moonstash.error"
+local hooks = require "cache.hooks"
 local key = require "cache.key"
-local native = require "cache.native"
 local raise = require "cache.raise"
+local serializer = require "cache.serializer"
+local decode_bytes = require("cache.native").decode_bytes
 
-local check_key, encode = key.check, native.encode
-local state, memory, ttl_ms = alias.state, alias.memory, alias.ttl_ms
-local RESULTS = backend.RESULTS
-local type, pairs, tostring = type, pairs, tostring
+local check_key, check_room = key.check, key.check_room
+local state, memory = alias.state, alias.memory
+local ttl_ms, status_error = alias.ttl_ms, alias.status_error
+local native, decode, forget = serializer.native, serializer.decode, serializer.forget
+local TABLE, RESULTS, REFERENCE = backend.TABLE, backend.RESULTS, backend.REFERENCE
+local type, next, pairs, tostring, huge = type, next, pairs, tostring, math.huge
 
 local object = {}
 
-local NONE, TTL = {}, { ttl = true }
-local LATER = { timeout = true, namespace = true, dumps = true, loads = true, wait = true }
+-- ---- options ---------------------------------------------------------------
 
--- Raises on an option that is unknown, or not there yet. (An alias is named in
--- the options of the seed's functions only.)
+local function set_of(names)
+  local set = {}
+  for name in names:gmatch "%S+" do set[name] = true end
+  return set
+end
+
+local READ = set_of "timeout namespace loads"
+local WRITE = set_of "ttl timeout namespace dumps wait"
+local CHANGE = set_of "timeout namespace wait"
+local COUNT = set_of "ttl timeout namespace"
+local LOOK = set_of "timeout namespace"
+local LATER = set_of "tags pin weight"
+
+local CHECKS = {
+  namespace = { "a string", function(v) return type(v) == "string" end },
+  timeout = { "a number of seconds >= 0", function(v) return type(v) == "number" and v >= 0 end },
+  dumps = { "a function", function(v) return type(v) == "function" end },
+  loads = { "a function", function(v) return type(v) == "function" end },
+  wait = { "a boolean", function(v) return type(v) == "boolean" end },
+}
+
+-- Raises on an option that is unknown, wrong, or not there yet.
 local function check_options(opts, known, what)
   if type(opts) ~= "table" then raise("%s: options must be a table, not %s", what, type(opts)) end
-  for name in pairs(opts) do
+  for name, value in pairs(opts) do
     if not known[name] then
       raise("%s: the option '%s' is %s", what, tostring(name),
         LATER[name] and "not in this version" or "unknown")
     end
+    local check = CHECKS[name]
+    if check and not check[2](value) then
+      raise("%s: %s must be %s, not %s", what, name, check[1],
+        type(value) == "number" and tostring(value) or type(value))
+    end
   end
 end
 
-function object.get(the_alias, k, default, opts, what)
+-- A third argument that is either the TTL or options. Gives options or nil,
+-- and the TTL in milliseconds or nil.
+local function ttl_or_options(given, known, what)
+  if given == nil then return nil, nil end
+  if type(given) ~= "table" then return nil, ttl_ms(given, what) end
+  check_options(given, known, what)
+  if given.ttl == nil then return given, nil end
+  return given, ttl_ms(given.ttl, what)
+end
+
+-- The prefix of the object's keys: the alias's namespace and its own. It is
+-- joined again only when the alias's has changed.
+local function ns_of(self, opts)
+  if opts and opts.namespace then return alias.prefix(opts.namespace) end
+  local ns = self.alias.ns
+  if self.sub == "" then return ns end
+  if self.base ~= ns then self.base, self.joined = ns, ns .. self.sub end
+  return self.joined
+end
+
+-- The same for a call on one key, which must fit beside the prefix.
+local function ns_for(self, opts, k, what)
+  return check_room(ns_of(self, opts), k, what)
+end
+
+-- What hooks see as options: a TTL that was given as a number, too.
+local function options_for_hooks(self, opts, given)
+  if self.alias.plugins and opts == nil and given ~= nil then return { ttl = given } end
+  return opts
+end
+
+local function reader_of(the_alias, opts)
+  local loads = opts and opts.loads
+  return loads and serializer.custom(nil, loads) or the_alias.serializer
+end
+
+local function writer_of(the_alias, opts)
+  local dumps = opts and opts.dumps
+  return dumps and serializer.custom(dumps) or the_alias.serializer
+end
+
+-- Runs an operation, between the alias's hooks if it has some.
+local function run(self, op, k, opts, body, ...)
+  local plugins = self.alias.plugins
+  if not plugins then return body(self, k, opts, ...) end
+  return hooks.run(plugins, op, self, k, opts, body, self, k, opts, ...)
+end
+
+-- ---- one key ------------------------------------------------------------------
+
+-- The value out of the near copies, or decoded and kept there.
+local function get_shared(the_alias, ns, k, reader)
+  local near = the_alias.near
+  local format, value, version = memory.get_near(the_alias, ns, k, near)
+  if format == nil then
+    if version ~= true then return nil, nil, false end
+    if near.packed[ns .. k] then value = value[1] end
+    return value, nil, true
+  end
+  if format == RESULTS then
+    alias.keep_near(near, ns .. k, value, version, true)
+    return value[1], nil, true
+  end
+  local decoded, err = decode(reader, format, value, "get")
+  if type(decoded) == "table" then alias.keep_near(near, ns .. k, decoded, version) end
+  return decoded, err, err == nil and decoded ~= nil
+end
+
+-- The value, an error, and whether it was a hit.
+local function look_up(self, k, opts, what)
+  local the_alias = self.alias
+  local ns, reader = ns_for(self, opts, k, what), reader_of(the_alias, opts)
+  if the_alias.near and reader == the_alias.serializer then
+    return get_shared(the_alias, ns, k, reader)
+  end
+  local format, value = memory.get(the_alias, ns, k)
+  if format == nil then return nil, nil, false end
+  if format > TABLE or reader ~= native then
+    local err
+    value, err = decode(reader, format, value, what)
+    return value, err, err == nil and value ~= nil
+  end
+  return value, nil, true
+end
+
+local function do_get(self, k, opts, default, what)
+  local value, err, hit = look_up(self, k, opts, what)
+  if value == nil then return default, err, false end
+  return value, nil, hit
+end
+
+function object.get(self, k, default, opts, what)
   check_key(k, what)
-  if opts ~= nil then check_options(opts, NONE, what) end
+  if opts ~= nil then check_options(opts, READ, what) end
   if not state.enabled then return default end
-  local format, value = memory.get(the_alias, "", k)
-  if format == RESULTS then value = value[1] end
-  if format == nil or value == nil then return default end
+  local the_alias = self.alias
+  if the_alias.plugins or the_alias.near or opts then
+    local value, err = run(self, "get", k, opts, do_get, default, what)
+    if err then return value, err end
+    return value
+  end
+  local format, value = memory.get(the_alias, ns_for(self, nil, k, what), k)
+  if format == nil then return default end
+  if format > TABLE or the_alias.serializer ~= native then
+    local err
+    value, err = decode(the_alias.serializer, format, value, what)
+    if value == nil then
+      if err then return default, err end
+      return default
+    end
+  end
   return value
 end
 
-local function ttl_of(the_alias, opts, what)
-  if opts == nil then return the_alias.ttl_ms end
-  if type(opts) ~= "table" then return ttl_ms(opts, what) end
-  check_options(opts, TTL, what)
-  if opts.ttl == nil then return the_alias.ttl_ms end
-  return ttl_ms(opts.ttl, what)
-end
-
-function object.set(the_alias, k, value, opts, what)
-  check_key(k, what)
-  local ttl = ttl_of(the_alias, opts, what)
-  if value == nil then raise("%s: the value is nil: use delete to remove a key", what) end
-  if not state.enabled then return true end
-  local bytes, format = encode(value, what)
-  local status = memory.set(the_alias, "", k, bytes, format, ttl)
+local function do_set(self, k, opts, bytes, format, ttl, what)
+  local status = memory.set(self.alias, ns_for(self, opts, k, what), k, bytes, format, ttl)
   if status == 1 then return true end
-  return nil, alias.status_error(status, what)
+  forget(format, bytes)
+  return nil, status_error(status, what)
 end
 
-function object.delete(the_alias, k, opts, what)
+local function check_value(value, what)
+  if value == nil then raise("%s: the value is nil: use delete to remove a key", what) end
+end
+
+function object.set(self, k, value, given, what)
   check_key(k, what)
-  if opts ~= nil then check_options(opts, NONE, what) end
-  if not state.enabled then return 0 end
-  return memory.remove(the_alias, "", k)
+  local opts, ttl = ttl_or_options(given, WRITE, what)
+  check_value(value, what)
+  if not state.enabled then return true end
+  local the_alias = self.alias
+  local bytes, format = writer_of(the_alias, opts).encode(value, what)
+  return run(self, "set", k, options_for_hooks(self, opts, given), do_set, bytes, format,
+    ttl or the_alias.ttl_ms, what)
 end
 
-function object.clear(the_alias, namespace, opts, what)
-  if namespace ~= nil then raise("%s: a namespace is not in this version", what) end
-  if opts ~= nil then check_options(opts, NONE, what) end
+local function do_add(self, k, opts, bytes, format, ttl)
+  local ns = ns_for(self, opts, k, "add")
+  local status = backend.add(self.alias.view, ns, k, bytes, format, ttl)
+  if status ~= 1 then forget(format, bytes) end
+  if status >= 0 then return status == 1 end
+  return nil, status_error(status, "add")
+end
+
+function object.add(self, k, value, given)
+  check_key(k, "add")
+  local opts, ttl = ttl_or_options(given, WRITE, "add")
+  check_value(value, "add")
   if not state.enabled then return true end
-  backend.clear(the_alias.view, "")
+  local bytes, format = writer_of(self.alias, opts).encode(value, "add")
+  return run(self, "add", k, options_for_hooks(self, opts, given), do_add, bytes, format,
+    ttl or self.alias.ttl_ms)
+end
+
+local function do_delete(self, k, opts, what)
+  return memory.remove(self.alias, ns_for(self, opts, k, what), k)
+end
+
+function object.delete(self, k, opts, what)
+  check_key(k, what)
+  if opts ~= nil then check_options(opts, CHANGE, what) end
+  if not state.enabled then return 0 end
+  return run(self, "delete", k, opts, do_delete, what)
+end
+
+local function do_exists(self, k, opts)
+  return backend.exists(self.alias.view, ns_for(self, opts, k, "exists"), k)
+end
+
+local function do_increment(self, k, opts, delta, ttl)
+  local ns = ns_for(self, opts, k, "increment")
+  local status, sum = backend.increment(self.alias.view, ns, k, delta, ttl)
+  if status < 0 then return nil, status_error(status, "increment") end
+  return sum
+end
+
+local function do_expire(self, k, opts, ttl)
+  return backend.expire(self.alias.view, ns_for(self, opts, k, "expire"), k, ttl)
+end
+
+local function do_touch(self, k, opts, ttl)
+  return backend.touch(self.alias.view, ns_for(self, opts, k, "touch"), k, ttl)
+end
+
+local function seconds_left(left_ms)
+  return left_ms and left_ms / 1000 or huge
+end
+
+local function do_ttl(self, k, opts)
+  local age, left = backend.info(self.alias.view, ns_for(self, opts, k, "ttl"), k)
+  if age then return seconds_left(left) end
+end
+
+local function do_info(self, k, opts)
+  local age, left, size, format = backend.info(self.alias.view, ns_for(self, opts, k, "info"), k)
+  if not age then return nil end
+  return { age = age / 1000, ttl = seconds_left(left), size = size, tier = "memory",
+    format = serializer.format_name(self.alias.serializer, format) }
+end
+
+-- ---- many keys ------------------------------------------------------------------
+
+local function check_keys(keys, what)
+  if type(keys) ~= "table" then raise("%s: keys must be a list, not %s", what, type(keys)) end
+  for i = 1, #keys do check_key(keys[i], ("%s: keys[%d]"):format(what, i)) end
+  if #keys == 0 and next(keys) ~= nil then raise("%s: keys must be a list, not a map", what) end
+end
+
+-- The prefix for a call on many keys.
+local function ns_for_all(self, opts, keys, what)
+  local ns = ns_of(self, opts)
+  for i = 1, #keys do check_room(ns, keys[i], what) end
+  return ns
+end
+
+local function key_errors(code, message, keys)
+  local err = errors.new(code, message)
+  err.keys = keys
+  return err
+end
+
+local function do_multi_get(self, keys, opts)
+  local the_alias, found, bad = self.alias, {}, nil
+  local reader = reader_of(the_alias, opts)
+  local ns = ns_for_all(self, opts, keys, "multi_get")
+  local formats, values = backend.get_many(the_alias.view, ns, keys)
+  for i = 1, #keys do
+    local format, value = formats[i], values[i]
+    if format == TABLE or format == RESULTS then value = decode_bytes(value) end
+    local err
+    if format then value, err = decode(reader, format, value, "multi_get") end
+    if err then
+      bad = bad or {}
+      bad[#bad + 1] = keys[i]
+    end
+    found[keys[i]] = value
+  end
+  if not bad then return found end
+  return found, key_errors("decode", "multi_get: some values cannot be decoded", bad)
+end
+
+-- Stores one by one: which of the keys cannot be stored, and why the first.
+local function failing(self, ns, keys, values, formats, ttl)
+  local bad, first
+  for i = 1, #keys do
+    local status = memory.set(self.alias, ns, keys[i], values[i], formats[i], ttl)
+    if status ~= 1 then
+      forget(formats[i], values[i])
+      bad = bad or {}
+      bad[#bad + 1], first = keys[i], first or status
+    end
+  end
+  return bad, first
+end
+
+local function do_multi_set(self, _, opts, keys, values, formats, ttl)
+  if #keys == 0 then return true end
+  local ns = ns_for_all(self, opts, keys, "multi_set")
+  if formats[1] ~= REFERENCE -- which must not be stored twice
+    and backend.set_many(self.alias.view, ns, keys, values, formats, ttl) == 1 then
+    return true
+  end
+  local bad, status = failing(self, ns, keys, values, formats, ttl)
+  if not bad then return true end
+  local err = status_error(status, "multi_set")
+  err.keys = bad
+  return nil, err
+end
+
+local function do_multi_delete(self, keys, opts)
+  if #keys == 0 then return 0 end
+  return backend.remove_many(self.alias.view, ns_for_all(self, opts, keys, "multi_delete"), keys)
+end
+
+-- ---- the rest ---------------------------------------------------------------------
+
+local function do_clear(self, namespace, opts)
+  local ns = namespace and alias.prefix(namespace) or ns_of(self, opts)
+  backend.clear(self.alias.view, ns)
   return true
 end
+
+function object.clear(self, namespace, opts, what)
+  if namespace ~= nil and type(namespace) ~= "string" then
+    raise("%s: the namespace must be a string, not %s", what, type(namespace))
+  end
+  if opts ~= nil then check_options(opts, CHANGE, what) end
+  if not state.enabled then return true end
+  return run(self, "clear", namespace, opts, do_clear)
+end
+
+-- ---- methods -----------------------------------------------------------------------
 
 local Cache = {}
 Cache.__index = Cache
 Cache.__name = "Cache"
 
--- The alias of a method's self; memory.get("k") has lost it.
-local function alias_of(self, what)
-  local found = type(self) == "table" and self.alias
-  if not found then raise("%s: call it with a colon, as in cache.memory:%s(...)", what, what) end
-  return found
+-- A method's self; memory.get("k") has lost it.
+local function check_self(self, what)
+  if type(self) ~= "table" or not self.alias then
+    raise("%s: call it with a colon, as in cache.memory:%s(...)", what, what)
+  end
+  return self
 end
 
 function Cache:get(k, default, opts)
-  return object.get(alias_of(self, "get"), k, default, opts, "get")
+  return object.get(check_self(self, "get"), k, default, opts, "get")
 end
 
 function Cache:set(k, value, opts)
-  return object.set(alias_of(self, "set"), k, value, opts, "set")
+  return object.set(check_self(self, "set"), k, value, opts, "set")
+end
+
+function Cache:add(k, value, opts)
+  return object.add(check_self(self, "add"), k, value, opts)
 end
 
 function Cache:delete(k, opts)
-  return object.delete(alias_of(self, "delete"), k, opts, "delete")
+  return object.delete(check_self(self, "delete"), k, opts, "delete")
 end
 
 function Cache:clear(namespace, opts)
-  return object.clear(alias_of(self, "clear"), namespace, opts, "clear")
+  return object.clear(check_self(self, "clear"), namespace, opts, "clear")
+end
+
+function Cache:exists(k, opts)
+  check_self(self, "exists")
+  check_key(k, "exists")
+  if opts ~= nil then check_options(opts, LOOK, "exists") end
+  if not state.enabled then return false end
+  return run(self, "exists", k, opts, do_exists)
+end
+
+function Cache:increment(k, delta, opts)
+  check_self(self, "increment")
+  check_key(k, "increment")
+  if delta == nil then delta = 1 end
+  if type(delta) ~= "number" or delta % 1 ~= 0 or delta > 2 ^ 53 or delta < -2 ^ 53 then
+    raise("increment: delta must be an integer, not %s",
+      type(delta) == "number" and tostring(delta) or type(delta))
+  end
+  local ttl = 0
+  if opts ~= nil then
+    check_options(opts, COUNT, "increment")
+    if opts.ttl ~= nil then ttl = ttl_ms(opts.ttl, "increment") end
+  end
+  if not state.enabled then return delta end
+  return run(self, "increment", k, opts, do_increment, delta, ttl)
+end
+
+function Cache:expire(k, ttl, opts)
+  check_self(self, "expire")
+  check_key(k, "expire")
+  ttl = ttl_ms(ttl, "expire")
+  if opts ~= nil then check_options(opts, CHANGE, "expire") end
+  if not state.enabled then return false end
+  return run(self, "expire", k, opts, do_expire, ttl)
+end
+
+function Cache:touch(k, ttl, opts)
+  check_self(self, "touch")
+  check_key(k, "touch")
+  if ttl ~= nil then ttl = ttl_ms(ttl, "touch") end
+  if opts ~= nil then check_options(opts, CHANGE, "touch") end
+  if not state.enabled then return false end
+  return run(self, "touch", k, opts, do_touch, ttl)
+end
+
+function Cache:ttl(k, opts)
+  check_self(self, "ttl")
+  check_key(k, "ttl")
+  if opts ~= nil then check_options(opts, LOOK, "ttl") end
+  if not state.enabled then return nil end
+  return run(self, "ttl", k, opts, do_ttl)
+end
+
+function Cache:info(k, opts)
+  check_self(self, "info")
+  check_key(k, "info")
+  if opts ~= nil then check_options(opts, LOOK, "info") end
+  if not state.enabled then return nil end
+  return run(self, "info", k, opts, do_info)
+end
+
+function Cache:multi_get(keys, opts)
+  check_self(self, "multi_get")
+  check_keys(keys, "multi_get")
+  if opts ~= nil then check_options(opts, READ, "multi_get") end
+  if not state.enabled then return {} end
+  return run(self, "multi_get", keys, opts, do_multi_get)
+end
+
+function Cache:multi_set(map, given)
+  check_self(self, "multi_set")
+  if type(map) ~= "table" then
+    raise("multi_set: a map of values by key expected, not %s", type(map))
+  end
+  local opts, ttl = ttl_or_options(given, WRITE, "multi_set")
+  local writer = writer_of(self.alias, opts)
+  local keys, values, formats = {}, {}, {}
+  for k, value in pairs(map) do
+    check_key(k, "multi_set")
+    local n = #keys + 1
+    keys[n] = k
+    if state.enabled then
+      values[n], formats[n] = writer.encode(value, ("multi_set: %s"):format(k))
+    end
+  end
+  if not state.enabled then return true end
+  return run(self, "multi_set", map, options_for_hooks(self, opts, given), do_multi_set, keys,
+    values, formats, ttl or self.alias.ttl_ms)
+end
+
+function Cache:multi_delete(keys, opts)
+  check_self(self, "multi_delete")
+  check_keys(keys, "multi_delete")
+  if opts ~= nil then check_options(opts, CHANGE, "multi_delete") end
+  if not state.enabled then return 0 end
+  return run(self, "multi_delete", keys, opts, do_multi_delete)
+end
+
+local function do_raw()
+  return nil, errors.new("unsupported", "raw: the memory backend has no commands")
+end
+
+function Cache:raw(command, ...)
+  check_self(self, "raw")
+  if type(command) ~= "string" then
+    raise("raw: the command must be a string, not %s", type(command))
+  end
+  return run(self, "raw", command, nil, do_raw, ...)
 end
 
 function Cache:stats()
-  return backend.stats(alias_of(self, "stats").view)
+  return backend.stats(check_self(self, "stats").alias.view)
+end
+
+function Cache:with_namespace(namespace)
+  check_self(self, "with_namespace")
+  if type(namespace) ~= "string" or namespace == "" then
+    raise("with_namespace: the namespace must be a string, not %s",
+      namespace == "" and "empty" or type(namespace))
+  end
+  return setmetatable({ alias = self.alias, sub = self.sub .. namespace .. ":" }, Cache)
+end
+
+for method in ([[fetch fetch_many refresh remove_by_tag scan health lock
+  optimistic_lock]]):gmatch "%S+" do
+  Cache[method] = function() raise("%s is not in this version", method) end
 end
 
 function Cache:__tostring()
-  return ("cache '%s'"):format(self.alias.name)
+  return ("cache '%s'%s"):format(self.alias.name, self.sub ~= "" and " " .. self.sub or "")
 end
 
 local objects = {}
@@ -113,7 +518,7 @@ local objects = {}
 --- The Cache object of an alias: one per alias.
 function object.of(name, what)
   local found = alias.find(name, what)
-  objects[name] = objects[name] or setmetatable({ alias = found }, Cache)
+  objects[name] = objects[name] or setmetatable({ alias = found, sub = "" }, Cache)
   return objects[name]
 end
 

@@ -3,16 +3,11 @@
 -- would go wrong with every tail call and every pcall(cache.get_cached, 5).
 local getinfo, error = debug.getinfo, error
 
-local own = {}
-for name in ("alias cached init key native object raise settings"):gmatch "%a+" do
-  own["@cache/" .. name .. ".lua"] = true
-end
-
 local function position()
   local level = 3
   local info = getinfo(level, "Sl")
   while info do
-    if info.currentline > 0 and not own[info.source] and not info.source:find "^@moonstash/" then
+    if info.currentline > 0 and not info.source:find "^@moonstash/" then
       return ("%s:%d: "):format(info.short_src, info.currentline)
     end
     level = level + 1

@@ -1,9 +1,9 @@
--- The seed's usage section, call by call.
+-- What every user of the cache writes, call by call.
 local cache = require "cache"
 local process = require "spec.support.process"
 local support = require "spec.cache.support"
 
-describe("the seed's usage", function()
+describe("everyday usage", function()
   before_each(support.fresh)
 
   it("gives nil for a key that was never set", function()
@@ -104,7 +104,7 @@ describe("the seed's usage", function()
   end)
 end)
 
-describe("the seed's environment", function()
+describe("the environment", function()
   local function run(code, env)
     local result = process.run { "-e", code, env = env }
     assert.equal("", result.err)

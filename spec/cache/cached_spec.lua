@@ -400,11 +400,12 @@ describe("automatic names", function()
   it("are refused to a second closure of the same place", function()
     local function make() return function() return 1 end end
     cached(make())
-    raises("is wrapped twice under its automatic name: give it a name or a key_builder", cached,
+    raises("is wrapped twice under its automatic name: give it a name, key or key_builder", cached,
       make())
     local again = make()
     assert.has_no_error(function()
       cached(again, { name = "cached_spec.one" })
+      cached(again, { key = "cached_spec.one" })
       cached(again, { key_builder = function() return "k" end })
     end)
   end)
@@ -441,16 +442,17 @@ describe("automatic names", function()
   end)
 
   it("are not for persistent, where keys must survive an edit", function()
-    raises("cached: a wrapper on 'persistent' needs a name or a key_builder", cached,
-      function() end, { alias = "persistent" })
+    raises("cached: a wrapper on 'persistent' needs a name, key or key_builder: its keys must "
+      .. "survive an edit of the script", cached, function() end, { alias = "persistent" })
     assert.has_no_error(function()
       cached(function() end, { alias = "persistent", name = "cached_spec.p" })
+      cached(function() end, { alias = "persistent", key = "cached_spec.p" })
       cached(function() end, { alias = "persistent", key_builder = function() return "p" end })
     end)
   end)
 
   it("are not for C functions", function()
-    raises("cached: a C function needs a name or a key_builder", cached, print)
+    raises("cached: a C function needs a name, key or key_builder", cached, print)
     assert.equal("1", cached(tostring, { name = "cached_spec.tostring" })(1))
   end)
 end)

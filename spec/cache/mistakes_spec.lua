@@ -10,17 +10,44 @@ local memory = cache.memory
 describe("a mistake", function()
   before_each(support.fresh)
 
+  -- fn(...) refuses `given` as an alias and lists those that exist, each of them
+  -- and no other; other specs may have defined some.
+  local function refuses_alias(what, given, fn, ...)
+    raises(what .. ": alias must be one of '", fn, ...)
+    local listed = select(2, pcall(fn, ...)):match("must be one of (.*), not " .. given .. "$")
+    local names = {}
+    for name in assert(listed, "not " .. given):gmatch "'([^']*)'" do
+      names[name] = true
+      assert.has_no_error(function() cache.get_cache(name) end)
+    end
+    assert.is_true(names.memory and names.persistent)
+  end
+
   it("with an alias that does not exist raises and lists those that do", function()
-    local message = ": alias must be 'memory' or 'persistent', not "
-    raises("get_cache" .. message .. "'sessions'", cache.get_cache, "sessions")
-    raises("get_cache" .. message .. "5", cache.get_cache, 5)
-    raises("get_cache" .. message .. "false", cache.get_cache, false)
-    raises("get_cached" .. message .. "'x'", cache.get_cached, "k", { alias = "x" })
-    raises("set_cached" .. message .. "'x'", cache.set_cached, "k", 1, { alias = "x" })
-    raises("delete_cached" .. message .. "'x'", cache.delete_cached, "k", { alias = "x" })
-    raises("clear_cache" .. message .. "'x'", cache.clear_cache, { alias = "x" })
-    raises("cached" .. message .. "'x'", cache.cached, function() end, { alias = "x" })
-    raises("cached" .. message .. "1", cache.cached, function() end, { alias = 1 })
+    local function f() end
+    refuses_alias("get_cache", "'nowhere'", cache.get_cache, "nowhere")
+    refuses_alias("get_cache", "5", cache.get_cache, 5)
+    refuses_alias("get_cache", "false", cache.get_cache, false)
+    refuses_alias("get_cached", "'nowhere'", cache.get_cached, "k", { alias = "nowhere" })
+    refuses_alias("set_cached", "'nowhere'", cache.set_cached, "k", 1, { alias = "nowhere" })
+    refuses_alias("delete_cached", "'nowhere'", cache.delete_cached, "k", { alias = "nowhere" })
+    refuses_alias("clear_cache", "'nowhere'", cache.clear_cache, { alias = "nowhere" })
+    refuses_alias("cached", "'nowhere'", cache.cached, f, { alias = "nowhere" })
+    refuses_alias("cached", "1", cache.cached, f, { alias = 1 })
+    refuses_alias("multi_cached", "'nowhere'", cache.multi_cached, f, { alias = "nowhere" })
+  end)
+
+  it("with an alias that does not exist names just two when no other is defined", function()
+    local result = process.run { "-e", [[
+      local cache = require "cache"
+      print(select(2, pcall(cache.get_cache, "sessions")))
+      cache.configure_caches { aliases = { app = {} } }
+      print(select(2, pcall(cache.get_cache, "sessions")))
+    ]] }
+    local two, three = result.out:match "^(.-)\n(.-)\n$"
+    local message = "get_cache: alias must be one of %s, not 'sessions'"
+    assert.equal(message:format "'memory', 'persistent'", two:match "get_cache.*")
+    assert.equal(message:format "'app', 'memory', 'persistent'", three:match "get_cache.*")
   end)
 
   it("with an alias of a later version says so", function()
@@ -45,28 +72,73 @@ describe("a mistake", function()
   end)
 
   it("with an option of a later version says so", function()
-    for _, name in ipairs { "timeout", "namespace", "dumps", "loads", "wait" } do
+    for _, name in ipairs { "tags", "pin", "weight" } do
       local message = (": the option '%s' is not in this version"):format(name)
-      raises("get" .. message, memory.get, memory, "k", nil, { [name] = 1 })
-      raises("set" .. message, memory.set, memory, "k", 1, { [name] = 1 })
-      raises("delete" .. message, memory.delete, memory, "k", { [name] = 1 })
-      raises("clear" .. message, memory.clear, memory, nil, { [name] = 1 })
-      raises("get_cached" .. message, cache.get_cached, "k", { [name] = 1 })
-      raises("set_cached" .. message, cache.set_cached, "k", 1, { [name] = 1 })
-      raises("delete_cached" .. message, cache.delete_cached, "k", { [name] = 1 })
-      raises("clear_cache" .. message, cache.clear_cache, { [name] = 1 })
+      local opts = { [name] = 1 }
+      raises("get" .. message, memory.get, memory, "k", nil, opts)
+      raises("set" .. message, memory.set, memory, "k", 1, opts)
+      raises("add" .. message, memory.add, memory, "k", 1, opts)
+      raises("delete" .. message, memory.delete, memory, "k", opts)
+      raises("clear" .. message, memory.clear, memory, nil, opts)
+      raises("exists" .. message, memory.exists, memory, "k", opts)
+      raises("increment" .. message, memory.increment, memory, "k", 1, opts)
+      raises("expire" .. message, memory.expire, memory, "k", 1, opts)
+      raises("touch" .. message, memory.touch, memory, "k", 1, opts)
+      raises("ttl" .. message, memory.ttl, memory, "k", opts)
+      raises("info" .. message, memory.info, memory, "k", opts)
+      raises("multi_get" .. message, memory.multi_get, memory, { "k" }, opts)
+      raises("multi_set" .. message, memory.multi_set, memory, { k = 1 }, opts)
+      raises("multi_delete" .. message, memory.multi_delete, memory, { "k" }, opts)
+      raises("get_cached" .. message, cache.get_cached, "k", opts)
+      raises("set_cached" .. message, cache.set_cached, "k", 1, opts)
+      raises("delete_cached" .. message, cache.delete_cached, "k", opts)
+      raises("clear_cache" .. message, cache.clear_cache, opts)
     end
-    for name in ([[namespace key skip_self version jitter idle_ttl max_ttl neg_ttl error_ttl lock
-      lock_timeout stale_while_revalidate stale_if_error stale_if stale_backoff default
-      soft_timeout hard_timeout background_completion refresh_ahead early_beta tags cache_if
-      validate min_cost on_hit on_miss on_stale on_error serializer compress sign max_l1_size
-      l1_ttl copy invalidate envelope]]):gmatch "%S+" do
-      raises(("cached: the option '%s' is not in this version"):format(name), cache.cached,
-        function() end, { [name] = 1 })
+    for name in ([[version jitter idle_ttl max_ttl error_ttl lock lock_timeout
+      stale_while_revalidate stale_if_error stale_if stale_backoff default
+      soft_timeout hard_timeout background_completion refresh_ahead early_beta tags
+      validate min_cost on_hit on_miss on_stale on_error compress sign max_l1_size
+      l1_ttl invalidate envelope]]):gmatch "%S+" do
+      local message = (": the option '%s' is not in this version"):format(name)
+      raises("cached" .. message, cache.cached, function() end, { [name] = 1 })
+      raises("multi_cached" .. message, cache.multi_cached, function() end, { [name] = 1 })
     end
     raises("cached: a function as ttl is not in this version", cache.cached, function() end,
       { ttl = function() end })
-    raises("clear: a namespace is not in this version", memory.clear, memory, "users")
+  end)
+
+  it("with an option of the wrong type raises", function()
+    for name, expected in pairs {
+      namespace = "a string", timeout = "a number of seconds >= 0", dumps = "a function",
+      wait = "a boolean",
+    } do
+      raises(("set: %s must be %s, not table"):format(name, expected), memory.set, memory, "k", 1,
+        { [name] = {} })
+    end
+    raises("get: loads must be a function, not table", memory.get, memory, "k", nil, { loads = {} })
+    raises("get: timeout must be a number of seconds >= 0, not -1", memory.get, memory, "k", nil,
+      { timeout = -1 })
+    raises("clear: the namespace must be a string, not number", memory.clear, memory, 5)
+    for name, kind in pairs {
+      namespace = "string", key = "string", skip_self = "boolean", cache_if = "function",
+      copy = "boolean",
+    } do
+      raises(("cached: %s must be a %s, not a table"):format(name, kind), cache.cached,
+        function() end, { [name] = {} })
+    end
+    raises("cached: neg_ttl must be a number of seconds >= 0", cache.cached, function() end,
+      { neg_ttl = {} })
+    raises("cached: serializer must be native, json, msgpack, string, none or {dumps, loads}",
+      cache.cached, function() end, { serializer = 1 })
+  end)
+
+  it("with a method of a later version says so", function()
+    for _, name in ipairs {
+      "fetch", "fetch_many", "refresh", "remove_by_tag", "scan", "health", "lock",
+      "optimistic_lock",
+    } do
+      raises(name .. " is not in this version", memory[name], memory, "k")
+    end
   end)
 
   it("with options that are no table raises", function()
@@ -103,7 +175,8 @@ describe("a mistake", function()
     pcall(memory.set, memory, "k", 1, { tll = 1 })
     pcall(memory.set, memory, "k", 1, -1)
     pcall(memory.delete, memory, "k", { x = 1 })
-    pcall(memory.clear, memory, "namespace")
+    pcall(memory.clear, memory, 5)
+    pcall(memory.clear, memory, nil, { tags = { "t" } })
     pcall(cache.clear_cache, { x = 1 })
     assert.equal("kept", memory:get "k")
   end)

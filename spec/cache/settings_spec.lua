@@ -105,6 +105,7 @@ describe("configure_caches", function()
   it("changes all or nothing", function()
     for bad, value in pairs {
       no_such = 1, enabled = "perhaps", persistent_ttl = {}, redis_host = "h",
+      aliases = { memory = { ttl = 1 }, settings_bad = { ttl = -1 } },
     } do
       pcall(cache.configure_caches, { default_ttl = 5, memory_max_bytes = "1MiB", [bad] = value })
       assert.equal(300, cache.settings.default_ttl)
@@ -112,16 +113,25 @@ describe("configure_caches", function()
       memory:set("k", 1)
       cache.testing.advance(6)
       assert.equal(1, memory:get "k")
+      assert.is_false((pcall(cache.get_cache, "settings_bad")))
     end
   end)
 
-  it("refuses Redis and aliases, which are not in this version", function()
+  it("refuses Redis and the alias tiered, which are not in this version", function()
     raises("configure_caches: Redis: not in this version", cache.configure_caches,
       { redis_host = "localhost" })
     raises("configure_caches: Redis: not in this version", cache.configure_caches,
       { redis_url = "redis://localhost" })
-    raises("configure_caches: aliases are not in this version", cache.configure_caches,
-      { aliases = {} })
+    for _, backend in ipairs { "redis", "tiered" } do
+      raises(("configure_caches: aliases.far: the backend '%s' is not in this version")
+        :format(backend), cache.configure_caches, { aliases = { far = { backend = backend } } })
+      raises("get_cache: alias must be one of ", cache.get_cache, "far")
+    end
+    raises("configure_caches: aliases.tiered is not in this version", cache.configure_caches,
+      { aliases = { tiered = {} } })
+    raises("configure_caches: aliases.tiered is not in this version", cache.configure_caches,
+      { aliases = { tiered = { backend = "memory" } } })
+    assert.has_no_error(function() cache.configure_caches { aliases = {} } end)
   end)
 
   it("reaches objects and wrappers that exist", function()
