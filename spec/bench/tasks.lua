@@ -10,9 +10,18 @@ local function empty() end
 local co_create, co_resume = coroutine.create, coroutine.resume
 local spawn = task.spawn
 
+local function batches(n, fn) -- yields now and then: the loop is not to be held
+  for _ = 1, n / 10000 do
+    fn(10000)
+    task.yield()
+  end
+end
+
 local cases = {
   { "coroutine.create + resume", function()
-    for _ = 1, N do co_resume(co_create(empty)) end
+    batches(N, function(n)
+      for _ = 1, n do co_resume(co_create(empty)) end
+    end)
   end },
   { "task.spawn + join", function()
     for _ = 1, N do spawn(empty):join() end
@@ -46,12 +55,14 @@ end
 collectgarbage()
 local before, woken = resident_mb(), 0
 task.scope(function(scope)
-  for _ = 1, SLEEPERS do
-    scope:spawn(function()
-      task.sleep(2)
-      woken = woken + 1
-    end)
-  end
+  batches(SLEEPERS, function(n)
+    for _ = 1, n do
+      scope:spawn(function()
+        task.sleep(2)
+        woken = woken + 1
+      end)
+    end
+  end)
   task.sleep(1)
   print(("%d sleeping tasks: %.1f MB, %.0f bytes each"):format(SLEEPERS, resident_mb() - before,
     (resident_mb() - before) * 2 ^ 20 / SLEEPERS))

@@ -60,6 +60,26 @@ describe("README.md", function()
     end
   end)
 
+  it("has a development block that does what its comments say", function()
+    local seen = 0
+    for paragraph in (blocks "bash"[1] .. "\n\n"):gmatch "(.-)\n\n" do
+      local env = {}
+      for name, value in paragraph:gmatch "export ([%w_]+)=(%S*)" do env[name] = value end
+      local result = process.run { "-e", [[
+        print(cache.settings.enabled, cache.settings.default_ttl, cache.settings.persistent_ttl)
+        cache.set_cached("k", 1)
+        cache.set_cached("k", 2, {alias = "persistent"})
+        print(cache.get_cached "k", cache.get_cached("k", {alias = "persistent"}))
+      ]], env = env }
+      assert.equal("", result.err)
+      local expected = paragraph:find "Disable" and "false\t300\t3600\nnil\tnil\n"
+        or "true\t60\t300\n1\t2\n"
+      assert.equal(expected, result.out)
+      seen = seen + 1
+    end
+    assert.equal(2, seen)
+  end)
+
   it("lists every setting that does something", function()
     for _, name in ipairs { "CACHE_ENABLED", "CACHE_DEFAULT_TTL", "CACHE_PERSISTENT_TTL",
       "CACHE_MEMORY_MAX_BYTES", "MOONSTASH_LOG", "CACHE_REDIS_HOST", "CACHE_REDIS_URL" } do

@@ -24,17 +24,17 @@ command_of_readme() {
 }
 
 # mirror: where this machine's apt gets the suite from, if over plain http
-# (https would want the CA certificates that minbase lacks).
+# (https would want the CA certificates that minbase lacks); else nothing, and
+# debootstrap takes its own default.
 mirror() {
   apt-get indextargets --format '$(REPO_URI)' "Codename: $suite" "Component: main" \
-    2>/dev/null | grep '^http://' | head -n 1 | grep . ||
-    echo http://deb.debian.org/debian
+    2>/dev/null | grep '^http://' | head -n 1
 }
 
 bootstrap() {
   mount -t tmpfs -o mode=755,size=3g tmpfs "$work" ||
     skip debootstrap "tmpfs cannot be mounted"
-  debootstrap --variant=minbase "$suite" "$root" "$(mirror)" >"$work/output" 2>&1 || {
+  debootstrap --variant=minbase "$suite" "$root" $(mirror) >"$work/output" 2>&1 || {
     tail -n 5 "$work/output"
     skip debootstrap "debootstrap failed"
   }
