@@ -10,6 +10,7 @@ local errors = require "moonstash.error"
 local pack = function(...) return { n = select("#", ...), ... } end
 local unpack = unpack
 local error, type, pairs, tostring = error, type, pairs, tostring
+local getmetatable = getmetatable
 local new_error, note = errors.new, errors.note
 
 local OK, TIMEOUT, RAISE, FAILED = 0, 1, 2, 3
@@ -27,10 +28,22 @@ local function check_function(fn, what)
   end
 end
 
-local function check_seconds(seconds, what, more_than_zero)
+-- A wrong number as it is, of anything else the type: "1" is not 1.
+local function told(value)
+  return type(value) == "number" and tostring(value) or type(value)
+end
+
+local function check_self(self, class, what)
+  if getmetatable(self) ~= class then
+    error(("%s: call it with a colon, as in %s()"):format(what, what), 3)
+  end
+end
+
+-- level: of the user's line, as for error; 3 is the caller of our caller.
+local function check_seconds(seconds, what, more_than_zero, level)
   if type(seconds) ~= "number" or not (seconds >= 0) or (more_than_zero and seconds == 0) then
     error(("%s: the time must be a number of seconds %s 0, not %s"):format(what,
-      more_than_zero and ">" or ">=", tostring(seconds)), 3)
+      more_than_zero and ">" or ">=", told(seconds)), level or 3)
   end
 end
 
@@ -151,6 +164,7 @@ local Scope = {}
 Scope.__index = Scope
 
 function Scope:spawn(fn, ...)
+  check_self(self, Scope, "scope:spawn")
   check_function(fn, "spawn")
   return core.spawn_under(self.task, fn, ...)
 end
@@ -201,7 +215,7 @@ function task.race(fns)
     finish(core.park(nil, "race"))
     core.cancel_children(cancelled("another one won the race"))
     local outcome = first.outcome
-    if outcome[1] == FAILED then core.note_error(outcome[2], core.traceback(first.runner)) end
+    if outcome[1] == FAILED then core.note_error(outcome[2], core.traceback(first.runner), true) end
     return finish(unpack(outcome, 1, outcome.n))
   end)
 end
@@ -322,7 +336,7 @@ local function wake_first(waiters, value)
 end
 
 local function check_timeout(timeout, what)
-  if timeout ~= nil then check_seconds(timeout, what) end
+  if timeout ~= nil then check_seconds(timeout, what, false, 4) end
 end
 
 local Event = {}
@@ -333,19 +347,23 @@ function task.event()
 end
 
 function Event:set()
+  check_self(self, Event, "event:set")
   self.on = true
   while wake_first(self.waiters) do end
 end
 
 function Event:clear()
+  check_self(self, Event, "event:clear")
   self.on = false
 end
 
 function Event:is_set()
+  check_self(self, Event, "event:is_set")
   return self.on
 end
 
 function Event:wait(timeout)
+  check_self(self, Event, "event:wait")
   check_timeout(timeout, "event:wait")
   if self.on then return true end
   local ok, err = wait_in(self.waiters, timeout, "event:wait")
@@ -365,7 +383,7 @@ Semaphore.__index = Semaphore
 
 local function check_count(n, what)
   if type(n) ~= "number" or n < 1 or n % 1 ~= 0 then
-    error(("%s: an integer of at least 1 expected, not %s"):format(what, tostring(n)), 3)
+    error(("%s: an integer of at least 1 expected, not %s"):format(what, told(n)), 3)
   end
 end
 
@@ -375,6 +393,7 @@ function task.semaphore(n)
 end
 
 function Semaphore:acquire(timeout)
+  check_self(self, Semaphore, "semaphore:acquire")
   check_timeout(timeout, "semaphore:acquire")
   if self.free > 0 then
     self.free = self.free - 1
@@ -386,6 +405,7 @@ function Semaphore:acquire(timeout)
 end
 
 function Semaphore:release()
+  check_self(self, Semaphore, "semaphore:release")
   if wake_first(self.waiters) then return end -- handed on, not freed
   if self.free == self.size then error("semaphore:release: it is not held", 2) end
   self.free = self.free + 1
@@ -398,6 +418,7 @@ local function release_after(semaphore, ok, ...)
 end
 
 function Semaphore:with(fn, ...)
+  check_self(self, Semaphore, "semaphore:with")
   check_function(fn, "semaphore:with")
   self:acquire()
   return release_after(self, xpcall(fn, note, ...))
@@ -417,6 +438,7 @@ function task.queue(capacity)
 end
 
 function Queue:count()
+  check_self(self, Queue, "queue:count")
   return self.last - self.first + 1
 end
 
@@ -437,6 +459,7 @@ local function take(queue)
 end
 
 function Queue:push(value, timeout)
+  check_self(self, Queue, "queue:push")
   check_timeout(timeout, "queue:push")
   if value == nil then
     error("queue:push: the value is nil, which pop gives for a closed queue", 2)
@@ -453,6 +476,7 @@ function Queue:push(value, timeout)
 end
 
 function Queue:pop(timeout)
+  check_self(self, Queue, "queue:pop")
   check_timeout(timeout, "queue:pop")
   if self:count() > 0 then
     local value = take(self)
@@ -468,6 +492,7 @@ function Queue:pop(timeout)
 end
 
 function Queue:close()
+  check_self(self, Queue, "queue:close")
   self.closed = true
   while wake_first(self.readers) do end
   while wake_first(self.writers) do end

@@ -118,7 +118,7 @@ static int read_option(struct command *c, int option) {
   return -1;
 }
 
-static int read_command(struct command *c, int argc, char **argv) {
+static int read_options(struct command *c, int argc, char **argv) {
   if (argc > 1 && strncmp(argv[1], "-b", 2) == 0) {
     add_action(c, 'b', NULL);
     c->script = argc;
@@ -134,7 +134,20 @@ static int read_command(struct command *c, int argc, char **argv) {
       break;
   }
   c->script = optind;
-  return 0;
+  if (!c->show_env || optind == argc)
+    return 0;
+  fputs("moonstash: --env takes no arguments\n", stderr);
+  return -1;
+}
+
+/* -1 after a mistake, which one line on stderr has named. */
+static int read_command(struct command *c, int argc, char **argv) {
+  char own[] = "moonstash", *name = argv[0];
+  if (argc > 0)
+    argv[0] = own; /* what getopt's messages begin with */
+  int rc = read_options(c, argc, argv);
+  argv[0] = name;
+  return rc;
 }
 
 /* ---- hooks ---- */
@@ -211,14 +224,13 @@ static int run(struct command *c, int argc, char **argv) {
   options.flags = c->no_env ? MOONSTASH_NO_ENV : 0;
   options.log_fn = write_log;
   options.error_fn = write_error;
+  if (c->show_env)
+    return runtime_show_settings(&options, write_setting, NULL) == 0
+               ? EXIT_SUCCESS
+               : EXIT_FAILURE;
   int rc = moonstash_open(&m, &options);
   if (rc < 0)
     return EXIT_FAILURE; /* the log has told why */
-  if (c->show_env) {
-    runtime_show_settings(m, write_setting, NULL);
-    moonstash_close(m, 0);
-    return EXIT_SUCCESS;
-  }
   struct bind_cli cli = {c->actions, c->action_count, (const char *const *)argv,
                          argc, c->script};
   prepare_input(c);

@@ -1,7 +1,8 @@
 -- busted inside Moonstash. Each test runs in tasks of its own, so that it may
 -- wait like any script and cannot harm the next: one task for the test with
 -- its before_each and after_each, a child of that for the test's function. A
--- test that takes too long fails, and so does one that leaves tasks behind.
+-- test that takes too long fails, and so does one that leaves tasks behind,
+-- detached ones included.
 local core = require "moonstash.task"
 local errors = require "moonstash.error"
 
@@ -56,14 +57,60 @@ local function describe_task(t)
   return ("%s (%s)"):format(tostring(t), state)
 end
 
--- Ends the tasks that the current one has left. Says which, or nil.
-local function end_tasks()
-  local left = core.children(core.current())
-  for i, t in ipairs(left) do
-    left[i] = describe_task(t)
+-- Cancels the tasks. Says which they are, or nil without any.
+local function cancel_all(tasks, kind)
+  local texts = {}
+  for i, t in ipairs(tasks) do
+    texts[i] = kind .. describe_task(t)
     core.cancel(t, errors.new("cancelled", "cancelled: its test has ended"))
   end
-  return left[1] and table.concat(left, ", ")
+  return texts[1] and table.concat(texts, ", ")
+end
+
+-- Detached tasks hang below the runtime's root. known has those that do not
+-- matter: busted's own task, what ran before the test, what refused to end.
+local known = setmetatable({}, { __mode = "k" })
+
+local function detached_tasks(before)
+  local new = {}
+  for _, t in ipairs(core.children(false)) do
+    if not before[t] and not known[t] then new[#new + 1] = t end
+  end
+  return new
+end
+
+local function tasks_before()
+  local before = {}
+  for _, t in ipairs(core.children(false)) do before[t] = true end
+  return before
+end
+
+-- Ends the detached tasks since `before`, and those that they leave, within
+-- the time of a test. Says which the first ones were, or nil.
+local function end_detached(before, element)
+  local tasks = detached_tasks(before)
+  local left = cancel_all(tasks, "detached ")
+  if not left then return nil end
+  in_child(function()
+    limit(element, "end of the detached tasks")
+    while tasks[1] do
+      for _, t in ipairs(tasks) do
+        if core.join(t) == WAIT_RAISE then return end
+      end
+      tasks = detached_tasks(before)
+      cancel_all(tasks, "")
+    end
+  end)
+  for _, t in ipairs(detached_tasks(before)) do known[t] = true end
+  return left
+end
+
+-- Ends the tasks that the current one has left, and the detached ones since
+-- `before`. Says which, or nil.
+local function end_tasks(before, element)
+  local left = cancel_all(core.children(core.current()), "")
+  local detached = before and end_detached(before, element)
+  return left and detached and left .. ", " .. detached or left or detached
 end
 
 -- ---- the parts of a test -------------------------------------------------------
@@ -72,8 +119,8 @@ end
 -- the whole; safe catches errors and tells the output handler.
 
 -- The last part: fails a test that was fine so far if it left tasks alive.
-local function check_tasks(safe, status, element)
-  local left = end_tasks()
+local function check_tasks(safe, status, element, before)
+  local left = end_tasks(before, element)
   if not left or not (status:success() or status:pending()) then return end
   local failed = safe("it", function()
     error(("%sthe test left tasks alive: %s"):format(at(element), left), 0)
@@ -96,24 +143,26 @@ local function run_finally(safe, status, element, finally)
 end
 
 local function test_body(safe, run, element)
-  local finally
+  local before, finally = tasks_before(), nil
   element.env.finally = function(fn) finally = fn end
   limit(element, "test")
   local status = safe("it", function() run_out(run) end, element)
   core.limit()
   if finally then run_finally(safe, status, element, finally) end
-  check_tasks(safe, status, element)
+  check_tasks(safe, status, element, before)
   return status
 end
 
 -- The whole test with its before_each and after_each.
 local function whole_test(busted, safe, run, element)
   if options.clear_cache and package.loaded["cache"] then require("cache.alias").clear_all() end
+  local before = tasks_before()
   local results, state, err = in_child(function()
     local status = safe("it", function() run_out(run) end, element)
-    check_tasks(safe, status, element)
+    check_tasks(safe, status, element, before)
     return status
   end)
+  if not results then end_detached(before, element) end
   if state == WAIT_RAISE then busted.skipAll = true end -- interrupted: no more tests
   if results then return unpack(results) end
   return (safe("it", function() error(err, 0) end, element))

@@ -117,11 +117,27 @@ local function check_files(file, argv, script)
   if failed then os.exit(1) end
 end
 
+-- Compiles what jit.bcsave is to read, whose own message would be luajit's.
+-- Its options are letters; the last of a word may take an argument.
+local function check_input(list)
+  local i = 1
+  while list[i] do
+    local letter = list[i]:match "^%-.*(.)$"
+    if not letter or list[i] == "--" then break end
+    if letter == "e" then return list[i + 1] and load_or_fail(loadstring(list[i + 1])) end
+    i = i + (letter:find "[ntao]" and 2 or 1)
+  end
+  if list[i] == "--" then i = i + 1 end
+  local chunk = list[i] and load_or_fail(load_file(list[i]))
+  if list[i] == "-" then list[i] = chunk end -- stdin is read only once
+end
+
 -- -bl in one word is -b -l.
 local function save_bytecode(_, argv)
   local joined = argv[1]:sub(3)
   local list = { unpack(argv, 2, #argv) }
   if joined ~= "" then table.insert(list, 1, "-" .. joined) end
+  check_input(list)
   require("jit.bcsave").start(unpack(list))
 end
 

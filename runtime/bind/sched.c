@@ -34,6 +34,7 @@ enum {
   PUMP_BATCH = 256,     /* slices per turn beyond those ready at its start */
   SLOW_SLICE_MS = 100,  /* a slice above this is logged, once per site */
   SLOW_SITES_MAX = 256, /* sites remembered */
+  STUCK_TASKS_MAX = 10, /* stacks in the report of a deadlock */
   NS_PER_MS = 1000000
 };
 
@@ -386,16 +387,53 @@ static int is_stuck(const struct sched *s) {
          (s->signal == 0 || s->draining) && !uv_loop_alive(s->loop);
 }
 
+#define STUCK \
+  "deadlock: every task waits, and nothing is left that could wake one"
+
 static int fail_mains(lua_State *L) {
   struct sched *s = lua_touserdata(L, 1);
   for (struct task *t = s->root.children, *next; t != NULL; t = next) {
     next = t->next;
     if (t->flags & TASK_MAIN) {
-      sched_push_error(L, s, "deadlock",
-                       "deadlock: every task waits, and nothing is left that "
-                       "could wake one");
+      sched_push_error(L, s, "deadlock", STUCK);
       task_fail(L, t);
     }
+  }
+  return 0;
+}
+
+/* Pushes where main and the tasks below it wait. */
+static void push_stuck(lua_State *L, struct task *main) {
+  int shown = 0;
+  lua_pushliteral(L, STUCK);
+  for (struct task *t = main; t != NULL; t = tree_next(main, t, 0)) {
+    if (t->state != TASK_WAITING || t->co == NULL)
+      continue;
+    if (shown++ == STUCK_TASKS_MAX) {
+      lua_pushliteral(L, "\n...");
+      lua_concat(L, 2);
+      break;
+    }
+    if (t != main) {
+      lua_pushfstring(L, "\ntask %d waits:", (int)t->id);
+      lua_concat(L, 2);
+    }
+    luaL_traceback(L, t->co, lua_tostring(L, -1), 0);
+    lua_remove(L, -2);
+  }
+  trace_without_ours(L);
+}
+
+/* The main tasks cannot even fail, as they wait in shields: tells the host. */
+static int report_mains(lua_State *L) {
+  struct sched *s = lua_touserdata(L, 1);
+  luaL_checkstack(L, LUA_MINSTACK, NULL);
+  for (struct task *t = s->root.children; t != NULL; t = t->next) {
+    if (!(t->flags & TASK_MAIN) || s->hooks.uncaught == NULL)
+      continue;
+    push_stuck(L, t);
+    s->hooks.uncaught(s->hooks.ud, t, lua_tostring(L, -1));
+    lua_pop(L, 1);
   }
   return 0;
 }
@@ -404,7 +442,10 @@ int sched_run(struct sched *s) {
   int stuck = 0;
   while (s->mains > 0 && !s->pump_error) {
     if (is_stuck(s)) {
-      if (stuck++ > 0 || lua_cpcall(s->L, fail_mains, s) != 0)
+      int rc = lua_cpcall(s->L, stuck ? report_mains : fail_mains, s);
+      if (rc != 0)
+        lua_pop(s->L, 1);
+      if (rc != 0 || stuck++ > 0)
         return -1;
       continue; /* poll would block for ever if they are in shields */
     }
@@ -415,7 +456,7 @@ int sched_run(struct sched *s) {
   return s->pump_error ? -1 : 0;
 }
 
-int sched_poll(struct sched *s, uint64_t budget_us) {
+void sched_poll(struct sched *s, uint64_t budget_us) {
   uint64_t until = uv_hrtime() + budget_us * 1000;
   s->budget_ns = until;
   do {
@@ -424,7 +465,6 @@ int sched_poll(struct sched *s, uint64_t budget_us) {
     uv_unref((uv_handle_t *)&s->check);
   } while (s->ready > 0 && uv_hrtime() < until);
   s->budget_ns = 0;
-  return s->alive > 0;
 }
 
 void sched_cancel_all(lua_State *L, struct sched *s, const char *reason) {

@@ -141,6 +141,7 @@ struct sched {
   int draining; /* everything is cancelled and about to end */
   int closing;  /* sched_close has begun: nobody is woken any more */
   int main_failed;
+  int told_left; /* the host has been warned of tasks that outlived a drain */
   int open_handles;    /* of the five above, not yet closed */
   volatile int signal; /* set by sched_interrupt, read by the pump */
 };
@@ -161,10 +162,11 @@ struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
                          int nargs);
 /* Runs the loop until no main task is left. Returns 0, or -1 when stuck:
  * tasks wait and nothing can wake them (the main tasks are then cancelled with
- * an error that says so and the loop runs on). */
+ * an error that says so and the loop runs on; those that a shield keeps from
+ * failing are reported as uncaught). */
 int sched_run(struct sched *s);
-/* Runs ready tasks and due I/O for about budget_us. 1 work is left, 0 idle. */
-int sched_poll(struct sched *s, uint64_t budget_us);
+/* Runs ready tasks and due I/O for about budget_us. */
+void sched_poll(struct sched *s, uint64_t budget_us);
 /* Cancels every task, with this reason. They end in the turns that follow. */
 void sched_cancel_all(lua_State *L, struct sched *s, const char *reason);
 /* Cancels every task and runs the loop until they have ended, at most drain_ms.

@@ -16,8 +16,18 @@ static struct sched *sched_of(lua_State *L) {
   return &bind_of(L)->sched;
 }
 
-static struct task *check_task(lua_State *L, int index) {
-  return luaL_checkudata(L, index, BIND_TASK);
+/* The task at index; `what` is the method that wants it. */
+static struct task *check_task(lua_State *L, int index, const char *what) {
+  struct task *t = lua_touserdata(L, index);
+  int is_task = 0;
+  if (t != NULL && lua_getmetatable(L, index)) {
+    luaL_getmetatable(L, BIND_TASK);
+    is_task = lua_rawequal(L, -1, -2);
+    lua_pop(L, 2);
+  }
+  if (!is_task)
+    trace_error(L, "%s: call it with a colon, as in t:%s()", what, what);
+  return t;
 }
 
 static struct task *current_task(lua_State *L, const char *what) {
@@ -35,8 +45,8 @@ static double check_timeout(lua_State *L, int index, const char *what) {
   if (lua_type(L, index) != LUA_TNUMBER || !(seconds >= 0))
     trace_error(L, "%s: the time must be a number of seconds >= 0, not %s",
                 what,
-                lua_isnumber(L, index) ? lua_tostring(L, index)
-                                       : luaL_typename(L, index));
+                lua_type(L, index) == LUA_TNUMBER ? lua_tostring(L, index)
+                                                  : luaL_typename(L, index));
   return seconds;
 }
 
@@ -57,7 +67,8 @@ static int l_spawn(lua_State *L) {
 /* spawn_under(parent or false, fn, ...): false is the runtime's root. */
 static int l_spawn_under(lua_State *L) {
   struct sched *s = sched_of(L);
-  struct task *parent = lua_toboolean(L, 1) ? check_task(L, 1) : &s->root;
+  struct task *parent =
+      lua_toboolean(L, 1) ? check_task(L, 1, "spawn") : &s->root;
   check_function(L, 2, "spawn");
   if (parent->state == TASK_DONE)
     return trace_error(L, "spawn: the parent task has ended");
@@ -90,7 +101,7 @@ static int l_park(lua_State *L) {
   struct task *t;
   const char *what = luaL_optstring(L, 2, "park");
   double timeout = check_timeout(L, 1, what);
-  struct task *owner = lua_isnoneornil(L, 3) ? NULL : check_task(L, 3);
+  struct task *owner = lua_isnoneornil(L, 3) ? NULL : check_task(L, 3, "park");
   if (!task_may_wait(L, sched_of(L), what, &t))
     return task_raise(L, t);
   if (owner != NULL) { /* its handle must outlive this wait */
@@ -120,7 +131,7 @@ static int l_ticket(lua_State *L) {
 /* wake(task, ticket, ...) -> was it still in that wait? The values become
  * its results. */
 static int l_wake(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "wake");
   int waits = task_is_waiting(t, (uint64_t)luaL_checknumber(L, 2));
   if (waits)
     task_wake(t, WAIT_OK, L, lua_gettop(L) - 2);
@@ -170,8 +181,9 @@ static int push_outcome(lua_State *L, struct task *t) {
 /* join(task[, timeout[, protected]]) -> state, results... or error. protected:
  * a pjoin. */
 static int l_join(lua_State *L) {
-  struct task *t = check_task(L, 1), *me;
-  double timeout = check_timeout(L, 2, "join");
+  const char *what = lua_toboolean(L, 3) ? "pjoin" : "join";
+  struct task *t = check_task(L, 1, what), *me;
+  double timeout = check_timeout(L, 2, what);
   if (t->state == TASK_DONE) {
     me = t->sched->current;
     if (me != NULL && me->flags & TASK_INTERRUPTS && me->shield == 0 &&
@@ -201,7 +213,7 @@ static int l_join(lua_State *L) {
 
 /* cancel(task, error object) -> was it alive and not cancelled yet? */
 static int l_cancel(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "cancel");
   lua_settop(L, 2);
   lua_pushboolean(L, task_cancel(L, t));
   return 1;
@@ -220,7 +232,7 @@ static int l_cancel_children(lua_State *L) {
 }
 
 static int l_detach(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "detach");
   if (t->state != TASK_DONE)
     task_set_parent(L, t, &t->sched->root);
   lua_settop(L, 1);
@@ -239,8 +251,8 @@ static int l_current(lua_State *L) {
  * shield(-1[, task]): until now. A coroutine may have carried the end of the
  * shield into another task, or beyond the end of its own. */
 static int l_shield(lua_State *L) {
-  struct task *t =
-      lua_isnoneornil(L, 2) ? current_task(L, "shield") : check_task(L, 2);
+  struct task *t = lua_isnoneornil(L, 2) ? current_task(L, "shield")
+                                         : check_task(L, 2, "shield");
   if (luaL_checkinteger(L, 1) > 0) {
     t->shield++;
     task_push_handle(L, t);
@@ -287,12 +299,17 @@ static int l_defer(lua_State *L) {
   return 0;
 }
 
+static void check_name(lua_State *L, int index) {
+  if (!lua_isstring(L, index))
+    trace_error(L, "name: a string expected, not %s", luaL_typename(L, index));
+}
+
 /* name(task[, name]) -> name or nil, id */
 static int l_name(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "name");
   int set = !lua_isnoneornil(L, 2);
   if (set)
-    luaL_checkstring(L, 2);
+    check_name(L, 2);
   if (set || t->flags & TASK_RECORD) {
     task_push_record(L, 1, t);
     if (set) {
@@ -311,7 +328,7 @@ static int l_status(lua_State *L) {
   static const char *const states[] = {"ready", "running", "waiting",
                                        "joining"};
   static const char *const outcomes[] = {"done", "failed", "cancelled"};
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "status");
   lua_pushstring(L, t->state == TASK_DONE ? outcomes[t->outcome]
                                           : states[t->state]);
   return 1;
@@ -319,7 +336,7 @@ static int l_status(lua_State *L) {
 
 /* traceback(task): where it stands, or the stack of the error it ended with */
 static int l_traceback(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t = check_task(L, 1, "traceback");
   if (t->state != TASK_DONE && t->co != NULL) {
     luaL_traceback(L, t->co, NULL, 0);
     trace_without_ours(L);
@@ -332,18 +349,26 @@ static int l_traceback(lua_State *L) {
   return 1;
 }
 
-/* note_error(err, trace): err, caught here with that stack, may be raised
- * again in the current task. */
+/* note_error(err, trace[, foreign]): err, caught here with that stack, may be
+ * raised again in the current task. foreign: the stack is another task's. An
+ * error that came from another task keeps the stack it had there. */
 static int l_note_error(lua_State *L) {
   struct task *t = sched_of(L)->current;
+  lua_settop(L, 3);
   if (t == NULL || lua_isnil(L, 1))
     return 0;
   task_push_handle(L, t);
   task_push_record(L, -1, t);
+  int record = lua_gettop(L), own = !lua_toboolean(L, 3);
+  lua_getfield(L, record, "cause_err");
+  if (own && lua_rawequal(L, -1, 1) && !trace_is_own(L, record))
+    return 0;
   lua_pushvalue(L, 1);
-  lua_setfield(L, -2, "cause_err");
+  lua_setfield(L, record, "cause_err");
   lua_pushvalue(L, 2);
-  lua_setfield(L, -2, "cause_trace");
+  lua_setfield(L, record, "cause_trace");
+  lua_pushvalue(L, own ? 2 : 3);
+  lua_setfield(L, record, "cause_own");
   return 0;
 }
 
@@ -354,9 +379,11 @@ static int l_unwait(lua_State *L) {
   return 0;
 }
 
-/* children(task) -> list of the handles of its live children, oldest last */
+/* children(task, or false: the root) -> list of the handles of its live
+ * children, oldest last */
 static int l_children(lua_State *L) {
-  struct task *t = check_task(L, 1);
+  struct task *t =
+      lua_isboolean(L, 1) ? &sched_of(L)->root : check_task(L, 1, "children");
   int n = 0;
   lua_newtable(L);
   for (struct task *child = t->children; child != NULL; child = child->next) {
@@ -391,7 +418,7 @@ static int l_counters(lua_State *L) {
 
 /* would_deadlock(owner) -> does it wait, in the end, for the current task? */
 static int l_would_deadlock(lua_State *L) {
-  struct task *owner = check_task(L, 1);
+  struct task *owner = check_task(L, 1, "would_deadlock");
   lua_pushboolean(L, task_would_deadlock(sched_of(L)->current, owner));
   return 1;
 }
@@ -404,7 +431,7 @@ static int l_now(lua_State *L) {
 
 /* held(task) -> do others wait for a load that it, or a task below it, runs? */
 static int l_held(lua_State *L) {
-  lua_pushboolean(L, task_is_held(check_task(L, 1)));
+  lua_pushboolean(L, task_is_held(check_task(L, 1, "held")));
   return 1;
 }
 

@@ -68,6 +68,14 @@ static int same_as(lua_State *L, int record, const char *field) {
   return same;
 }
 
+int trace_is_own(lua_State *L, int record) {
+  lua_getfield(L, record, "cause_own");
+  lua_getfield(L, record, "cause_trace");
+  int own = !lua_isnil(L, -1) && lua_rawequal(L, -1, -2);
+  lua_pop(L, 2);
+  return own;
+}
+
 static const char *task_label(lua_State *L, struct task *t, int record) {
   lua_getfield(L, record, "name");
   if (lua_isstring(L, -1))
@@ -113,6 +121,12 @@ int trace_on_error(lua_State *L) {
   if (same_as(L, 3, "cause_err")) {
     const char *label = task_label(L, t, 3);
     lua_getfield(L, 3, "cause_trace");
+    if (trace_is_own(L, 3)) { /* it only went through one of our xpcalls */
+      trace_without_ours(L);
+      lua_setfield(L, 3, "trace");
+      lua_settop(L, 1);
+      return 1;
+    }
     if (lua_objlen(L, -1) > CAUSE_MAX_BYTES) { /* long enough to read */
       lua_setfield(L, 3, "trace");
       lua_settop(L, 1);

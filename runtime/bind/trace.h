@@ -19,6 +19,10 @@ int trace_error(lua_State *L, const char *format, ...);
  * may be raised again in t. */
 void trace_note_cause(lua_State *L, struct task *t, int record);
 
+/* Is the stack that the record at index keeps of a caught error (cause_trace)
+ * one of the same task? Then no other task has passed the error on. */
+int trace_is_own(lua_State *L, int record);
+
 /* Replaces the traceback on top of L by one without Moonstash's own lines. */
 void trace_without_ours(lua_State *L);
 

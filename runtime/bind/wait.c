@@ -44,6 +44,8 @@ static const char *why_not(lua_State *L) {
     if (*ar.what != 'C')
       continue;
     const char *name = push_c_name(L, &ar);
+    if (name != NULL && !strcmp(name, "collectgarbage"))
+      return NULL; /* calls nothing but finalizers */
     if (name != NULL && strcmp(name, "pcall") && strcmp(name, "xpcall"))
       return name;
   }

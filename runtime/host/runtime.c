@@ -104,8 +104,9 @@ static int fail(moonstash *m, int code, const char *format, ...) {
 
 /* ---- settings ---- */
 
-/* This version has no Redis: a configured one must not be ignored. */
-static int refuse_redis(const struct settings *s, char *err, size_t size) {
+/* This version has neither Redis nor metrics to fetch: what is configured must
+ * not be ignored. */
+static int refuse_later(const struct settings *s, char *err, size_t size) {
   static const int ids[] = {SETTING_REDIS_HOST, SETTING_REDIS_URL};
   for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
     if (settings_is_set(s, ids[i])) {
@@ -113,6 +114,11 @@ static int refuse_redis(const struct settings *s, char *err, size_t size) {
                settings_variable(ids[i]));
       return -1;
     }
+  if (settings_is_set(s, SETTING_METRICS_LISTEN)) {
+    snprintf(err, size, "%s: not in this version",
+             settings_variable(SETTING_METRICS_LISTEN));
+    return -1;
+  }
   return 0;
 }
 
@@ -160,7 +166,7 @@ static int configure(void *ud, const char *const *names,
   if (rc == 0)
     rc = settings_check(next, err, size);
   if (rc == 0)
-    rc = refuse_redis(next, err, size);
+    rc = refuse_later(next, err, size);
   if (rc < 0) {
     settings_close(next);
     return -1;
@@ -171,18 +177,27 @@ static int configure(void *ud, const char *const *names,
   return 0;
 }
 
-static int open_settings(moonstash *m) {
+/* Reads the environment. */
+static int read_settings(moonstash *m) {
   char err[LINE_MAX_BYTES];
   char *none[] = {NULL};
   int no_env = (m->options.flags & MOONSTASH_NO_ENV) != 0;
   if (settings_open(&m->settings, no_env ? none : environ, log_warning, m, err,
-                    sizeof err) < 0 ||
-      refuse_redis(m->settings, err, sizeof err) < 0) {
+                    sizeof err) < 0) {
     log_line(m, MOONSTASH_LOG_ERROR, err);
     return MOONSTASH_EINVAL;
   }
   m->log_level = level_of(settings_text(m->settings, SETTING_LOG));
   return 0;
+}
+
+/* Refuses what this version does not have. */
+static int check_settings(moonstash *m) {
+  char err[LINE_MAX_BYTES];
+  if (refuse_later(m->settings, err, sizeof err) == 0)
+    return 0;
+  log_line(m, MOONSTASH_LOG_ERROR, err);
+  return MOONSTASH_EINVAL;
 }
 
 /* ---- open ---- */
@@ -271,7 +286,9 @@ int moonstash_open(moonstash **out, const moonstash_options *options) {
   m->log_level = MOONSTASH_LOG_WARN;
   int rc = options != NULL ? read_options(m, options) : 0;
   if (rc == 0)
-    rc = open_settings(m);
+    rc = read_settings(m);
+  if (rc == 0)
+    rc = check_settings(m);
   if (rc == 0)
     rc = open_loop(m);
   if (rc == 0)
@@ -391,11 +408,10 @@ int moonstash_run(moonstash *m) {
   m->running = 1;
   int rc = sched_run(&m->bind.sched);
   m->running = 0;
+  if (rc < 0 && m->bind.sched.pump_error)
+    return fail(m, MOONSTASH_ELUA, "the scheduler ran out of memory");
   if (rc < 0)
-    return fail(m, MOONSTASH_ELUA,
-                m->bind.sched.pump_error
-                    ? "the scheduler ran out of memory"
-                    : "every task waits, and nothing can wake one");
+    return 1; /* a deadlock in a shield: error_fn has told */
   if (m->bind.sched.exiting)
     return m->bind.sched.exit_code & EXIT_CODE_MASK;
   return m->bind.sched.main_failed;
@@ -427,14 +443,19 @@ void runtime_interrupt(moonstash *m, int signo) {
   sched_interrupt(&m->bind.sched, signo);
 }
 
-void runtime_show_settings(moonstash *m,
-                           void (*write)(void *ud, const char *line),
-                           void *ud) {
+int runtime_show_settings(const moonstash_options *options,
+                          void (*write)(void *ud, const char *line), void *ud) {
   char shown[256], line[LINE_MAX_BYTES];
-  for (int i = 0; i < SETTING_COUNT; i++) {
-    settings_show(m->settings, i, shown, sizeof shown);
+  moonstash m = {.options = *options, .log_level = MOONSTASH_LOG_WARN};
+  int rc = read_settings(&m);
+  for (int i = 0; rc == 0 && i < SETTING_COUNT; i++) {
+    settings_show(m.settings, i, shown, sizeof shown);
     snprintf(line, sizeof line, "%-28s %-24s %s", settings_variable(i), shown,
-             settings_source(m->settings, i));
+             settings_source(m.settings, i));
     write(ud, line);
   }
+  if (rc == 0)
+    rc = check_settings(&m);
+  settings_close(m.settings);
+  return rc;
 }

@@ -11,8 +11,10 @@ int runtime_run_cli(moonstash *m, const struct bind_cli *cli);
 void runtime_interrupt(moonstash *m, int signo);
 /* Cancels what is left and runs until it has ended, at most drain_ms. */
 void runtime_drain(moonstash *m, unsigned drain_ms);
-/* Writes the effective settings, one line each, to write(). */
-void runtime_show_settings(moonstash *m,
-                           void (*write)(void *ud, const char *line), void *ud);
+/* Writes the settings that a runtime with these options would have, one line
+ * each, to write(). Returns 0, or EINVAL when it would not open with them; the
+ * reason went to log_fn. */
+int runtime_show_settings(const moonstash_options *options,
+                          void (*write)(void *ud, const char *line), void *ud);
 
 #endif

@@ -66,6 +66,8 @@ read_fn setting_read_url;      /* redis://, rediss://, unix:// */
 const char *setting_escape(const char *text, char *buf, size_t size);
 /* Text as a message quotes it: escaped, and no more than its beginning. */
 const char *setting_quote(const char *text, char buf[SETTING_QUOTE_SIZE]);
+/* May text be a URL, and so hold a password? Then it is not quoted. */
+int setting_like_url(const char *text);
 /* Writes the one line of an error. Returns -1. */
 __attribute__((format(printf, 3, 4))) int setting_fail(char *err, size_t size,
                                                        const char *format, ...);

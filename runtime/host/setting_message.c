@@ -58,6 +58,10 @@ const char *setting_quote(const char *text, char buf[SETTING_QUOTE_SIZE]) {
   return buf;
 }
 
+int setting_like_url(const char *text) {
+  return strstr(text, "://") != NULL || strchr(text, '@') != NULL;
+}
+
 int setting_fail(char *err, size_t size, const char *format, ...) {
   va_list args;
 

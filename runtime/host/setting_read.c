@@ -7,8 +7,8 @@
  * another value. What is not accepted leaves v in no certain state: read into
  * a copy.
  *
- * A secret's text is never quoted, so the phrases must make sense without it.
- * They repeat none of it either.
+ * A secret's text is never quoted, nor what is like a URL, so the phrases must
+ * make sense without it. They repeat none of it either.
  */
 #include "host/setting_internal.h"
 #include "host/setting_url.h"
@@ -34,6 +34,8 @@ static const char too_few_bytes[] = "is below the minimum of 64 KiB";
 static const char not_hosts[] =
     "is not a list of hosts (host, host:port or [v6]:port, with commas and "
     "no spaces between them)";
+static const char a_url_as_hosts[] =
+    "is not a list of hosts; a URL belongs in CACHE_REDIS_URL";
 static const char not_a_listener[] =
     "is not an address to listen on (host:port or [v6]:port)";
 static const char has_controls[] = "contains a control character";
@@ -171,7 +173,7 @@ const char *setting_read_hosts(const struct descriptor *d, struct value *v) {
     struct span rest = span_cut(&item, ',');
 
     if (!setting_read_address(item, &address))
-      return not_hosts;
+      return setting_like_url(v->text) ? a_url_as_hosts : not_hosts;
     item = rest;
   }
   return NULL;

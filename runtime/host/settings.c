@@ -124,7 +124,7 @@ static int put(struct settings *s, int id, const char *text, enum origin origin,
   explicit_bzero(&v, sizeof v); /* may have been a secret */
   if (refusal == NULL)
     return 0;
-  if (d->secret)
+  if (d->secret || setting_like_url(text))
     return setting_fail(err, size, "%s: the value (not shown) %s", name,
                         refusal);
   return setting_fail(err, size, "%s: '%s' %s", name,

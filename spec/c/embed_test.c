@@ -1077,7 +1077,7 @@ static void close_without_a_drain_drops_tasks(void **state) {
   assert_int_equal(moonstash_poll(h->m, FRAME_US), 1);
   assert_int_equal(moonstash_close(h->m, 0), 0);
   assert_int_equal(deferred, 0);
-  assert_string_equal(h->log, "1 closed while tasks were still running\n");
+  assert_string_equal(h->log, "1 closed while tasks were still running: 12\n");
 }
 
 static void close_gives_up_on_a_task_that_will_not_end(void **state) {

@@ -117,7 +117,7 @@ static void assert_shown(const struct settings *s, int id, const char *text) {
   assert_string_equal(buf, text);
 }
 
-/* ---- The seed's environments ------------------------------------------ */
+/* ---- Everyday environments -------------------------------------------- */
 
 static void has_the_defaults_of_the_documentation(void **state) {
   struct settings *s = OPEN(NULL);
@@ -555,6 +555,18 @@ static void a_secret_is_in_no_refusal(void **state) {
                                 "did you mean CACHE_REDIS_PASSWORD?\n");
 }
 
+static void quotes_nothing_that_may_be_a_url(void **state) {
+  (void)state;
+  REFUSES("CACHE_REDIS_HOST: the value (not shown) is not a list of hosts; a "
+          "URL belongs in CACHE_REDIS_URL",
+          "CACHE_REDIS_HOST=redis://u:p4ss@h");
+  REFUSES("CACHE_REDIS_HOST: the value (not shown) is not a list of hosts; a "
+          "URL belongs in CACHE_REDIS_URL",
+          "CACHE_REDIS_HOST=a,p4ss@h");
+  REFUSES("CACHE_REDIS_PORT: the value (not shown) is not a port (1 to 65535)",
+          "CACHE_REDIS_PORT=redis://:p4ss@h:6379");
+}
+
 static void knows_kinds_names_and_secrets(void **state) {
   (void)state;
   assert_string_equal(settings_name(SETTING_DEFAULT_TTL), "default_ttl");
@@ -907,6 +919,7 @@ int main(void) {
       cmocka_unit_test(shows_values_and_unset),
       cmocka_unit_test(masks_secrets),
       cmocka_unit_test(a_secret_is_in_no_refusal),
+      cmocka_unit_test(quotes_nothing_that_may_be_a_url),
       cmocka_unit_test(knows_kinds_names_and_secrets),
       cmocka_unit_test(url_and_host_may_not_differ),
       cmocka_unit_test(url_and_single_variables_may_not_differ),

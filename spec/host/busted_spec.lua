@@ -172,6 +172,55 @@ describe("moonstash --busted", function()
       assert.equal("1 successes / 0 failures / 1 errors / 0 pending", last_line(result))
     end)
 
+    it("fails when it leaves detached tasks alive, which end before the next one", function()
+      local result = spec [[
+        local runs = 0
+        it("leaves two", function()
+          task.spawn_detached(function()
+            task.defer(function() task.spawn_detached(print, "never"):name "heir" end)
+            while true do runs = runs + 1 task.sleep(0.001) end
+          end)
+          task.spawn(task.sleep, 20):detach()
+          task.sleep(0.003)
+        end)
+        it("sees none of them", function()
+          local seen = runs
+          task.sleep(0.02)
+          assert.equal(seen, runs)
+        end)
+        it("waits for its own", function() task.spawn_detached(task.sleep, 0.001):join() end)]]
+      local message = result.out:match
+        "\n(spec/a_spec.lua:3: the test left tasks alive: [^\n]*)\n"
+      assert.truthy(message, result.out)
+      assert.matches("detached task %d+ %(%a+ at spec/a_spec.lua:6%)", message)
+      assert.matches(", detached task %d+ ", message)
+      assert.falsy(result.out:find "never")
+      assert.equal("", result.err)
+      assert.equal("2 successes / 0 failures / 1 errors / 0 pending", last_line(result))
+    end)
+
+    it("does not wait for ever for a detached task that refuses to end", function()
+      local result = spec([[
+        it("leaves one", function()
+          task.spawn_detached(function() task.shield(task.sleep, 0.5) end)
+          task.sleep(0)
+        end)
+        it("is fine", function() task.sleep(0.001) end)
+        it("ends", function() task.sleep(0.001) end)]], "--test-timeout=0.1")
+      assert.matches("spec/a_spec.lua:2: the test left tasks alive: detached ", result.out, 1, true)
+      assert.equal("2 successes / 0 failures / 1 errors / 0 pending", last_line(result))
+    end)
+
+    it("may leave alone the detached tasks of a setup", function()
+      local result = spec [[
+        local t
+        setup(function() t = task.spawn_detached(task.sleep, 20) end)
+        teardown(function() t:cancel() end)
+        it("is fine", function() task.sleep(0.001) end)
+        it("is fine, too", function() assert.equal("waiting", t:status()) end)]]
+      assert.equal("2 successes / 0 failures / 0 errors / 0 pending", last_line(result))
+    end)
+
     it("may end its tasks in finally or after_each", function()
       local result = spec [[
         local t

@@ -236,6 +236,19 @@ describe("the command line", function()
       local result = run { "-b", "bad.lua", "bad.raw", cwd = dir }
       assert.equal(1, result.code)
       assert.matches("bad.lua:1: unexpected symbol near '='", result.err, 1, true)
+      for _, arguments in ipairs { { "-bl", "bad.lua" }, { "-b", "-l", "-", input = "x = = 1" },
+        { "-bn", "name", "-t", "c", "bad.lua", "-" }, { "-bl", "-e", "x = = 1" },
+        { "-bl", "nowhere.lua" } } do
+        arguments.cwd = dir
+        result = run(arguments)
+        assert.equal(1, result.code)
+        assert.equal("", result.out)
+        assert.matches("^moonstash: [^\n]+\n$", result.err)
+      end
+    end)
+
+    it("reads stdin", function()
+      assert.matches("BYTECODE", run { "-bl", "-", input = "local x = 1" }.out)
     end)
   end)
 

@@ -95,12 +95,25 @@ describe("the environment", function()
         options.env = { [variable] = value }
         local result = run(options)
         assert.is_true(result.code > 0)
-        assert.equal("", result.out)
+        if options[1] == "--env" then -- shows what it would not start with
+          assert.matches(variable .. "%s+" .. value .. "%s+environment\n", result.out)
+        else
+          assert.equal("", result.out)
+        end
         assert.matches("^moonstash: Redis: not in this version[^\n]*" .. variable .. "[^\n]*\n$",
           result.err)
       end
     end)
   end
+
+  it("refuses an address for metrics, which this version does not serve", function()
+    local text = "CACHE_METRICS_LISTEN: not in this version\n"
+    assert.same({ code = 1, out = "", err = "moonstash: " .. text },
+      run { "-e", "print 'ran'", env = { CACHE_METRICS_LISTEN = "127.0.0.1:9100" } })
+    local result = run { "-e", "cache.configure_caches { metrics_listen = '127.0.0.1:9100' }" }
+    assert.equal(1, result.code)
+    assert.matches("METRICS_LISTEN: not in this version", result.err, 1, true)
+  end)
 
   it("warns of an unknown CACHE_ name and gives the nearest, then goes on", function()
     local result = run { "-e", "print 'ran'", env = { CACHE_DEFUALT_TTL = "60" } }

@@ -189,7 +189,7 @@ describe("a wait is refused, and leaves nothing armed,", function()
       end
       collectgarbage()
       collectgarbage()
-      assert.matches("sleep: cannot wait here", err)
+      assert.matches("sleep: cannot wait here: inside a finalizer %(__gc%)", err)
     end)
   end)
 

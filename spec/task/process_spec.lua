@@ -34,7 +34,24 @@ describe("a script in which nothing can wake any task", function()
   it("ends also when the main task is in a shield", function()
     local result = run "task.shield(function() task.event():wait() end)"
     assert.equal(1, result.code)
-    assert.matches("every task waits", result.err)
+    assert.matches("^moonstash: deadlock: every task waits[^\n]*\nstack traceback:\n", result.err)
+    assert.matches("%(command line%):1: in main chunk", result.err)
+  end)
+
+  it("shows where the children wait that shields keep from ending", function()
+    local result = run "task.spawn(task.shield, function()\ntask.event():wait() end)"
+    assert.equal(1, result.code)
+    assert.matches("deadlock: every task waits[^\n]*\ntask 2 waits:\nstack traceback:\n"
+      .. ".*%(command line%):2: in function", result.err)
+  end)
+
+  it("warns once that tasks are left, and of how many", function()
+    local result = run "task.shield(function() task.event():wait() end)"
+    local _, warnings = result.err:gsub("closed while tasks were still running: 1\n", "")
+    assert.equal(1, warnings)
+    result = run "task.spawn(task.shield, function() task.event():wait() end)"
+    _, warnings = result.err:gsub("closed while tasks were still running: 2\n", "")
+    assert.equal(1, warnings)
   end)
 
   it("ends when it is interrupted and only a shield is left waiting", function()

@@ -337,3 +337,65 @@ describe("await", function()
     assert.matches("await: a function expected, not nil", error_of(task.await))
   end)
 end)
+
+describe("a wrong call", function()
+  -- Its error, which must be one of the caller's line in this file.
+  local function refused(fn, ...)
+    local args, n = { ... }, select("#", ...)
+    local err = error_of(function()
+      local result = fn(unpack(args, 1, n))
+      return result
+    end)
+    local line, message = tostring(err):match "sync_spec.lua:(%d+): (.*)"
+    assert.equal(debug.getinfo(1, "l").currentline - 4, tonumber(line), err)
+    return message
+  end
+
+  it("of a task's method without its task names the colon", function()
+    for _, name in ipairs { "join", "pjoin", "cancel", "detach", "traceback", "status", "name" } do
+      for _, self in ipairs { false, 1, {}, io.stdout, task.event() } do
+        assert.equal(name .. ": call it with a colon, as in t:" .. name .. "()",
+          refused(task.current()[name], self or nil))
+      end
+    end
+  end)
+
+  it("of another method without its object does, too", function()
+    local event, semaphore, queue = task.event(), task.semaphore(1), task.queue()
+    local scope
+    task.scope(function(s) scope = s end)
+    for what, fn in pairs {
+      ["event:set"] = event.set, ["event:clear"] = event.clear,
+      ["event:is_set"] = event.is_set, ["event:wait"] = event.wait,
+      ["semaphore:acquire"] = semaphore.acquire, ["semaphore:release"] = semaphore.release,
+      ["semaphore:with"] = semaphore.with,
+      ["queue:count"] = queue.count, ["queue:push"] = queue.push, ["queue:pop"] = queue.pop,
+      ["queue:close"] = queue.close,
+      ["scope:spawn"] = scope.spawn,
+    } do
+      for _, self in ipairs { false, 1, {}, print, task.current() } do
+        assert.equal(what .. ": call it with a colon, as in " .. what .. "()",
+          refused(fn, self or nil))
+      end
+    end
+  end)
+
+  it("with a time that is no number names its type, as '1' is not 1", function()
+    local event, t = task.event(), task.spawn(function() end)
+    t:join()
+    for what, call in pairs {
+      sleep = { task.sleep, "1" },
+      join = { t.join, t, "1" },
+      pjoin = { t.pjoin, t, "1" },
+      after = { task.after, "1", print },
+      timeout = { task.timeout, "1", print },
+      ["event:wait"] = { event.wait, event, "1" },
+    } do
+      assert.equal(what .. ": the time must be a number of seconds >= 0, not string",
+        refused(unpack(call)))
+    end
+    assert.matches(">= 0, not %-1$", refused(task.sleep, -1))
+    assert.matches("at least 1 expected, not string", refused(task.semaphore, "1"))
+    assert.equal("name: a string expected, not table", refused(t.name, t, {}))
+  end)
+end)

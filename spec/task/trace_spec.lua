@@ -84,6 +84,45 @@ describe("the traceback of a failed task", function()
     end
   end)
 
+  it("passes on no error that stayed in its task, though one of ours caught it", function()
+    local f = require("cache").cached(bang, { name = "trace_spec.bang" })
+    for _, fn in ipairs {
+      function() task.shield(bang) end,
+      function() task.semaphore(1):with(bang) end,
+      function() f(1) end,
+      function() task.defer(bang) end,
+    } do
+      local trace = failed(fn):traceback()
+      assert.matches(bang_line .. " bang\nstack traceback:\n.*" .. bang_frame, trace)
+      assert.is_nil(trace:find "passed on")
+      assert.equal(1, select(2, trace:gsub("stack traceback:", "")))
+    end
+    local here = line(1)
+    local trace = failed(function() require "no.such.module" end):traceback()
+    assert.matches(here .. " module 'no.such.module' not found:", trace)
+    assert.is_nil(trace:find "passed on")
+  end)
+
+  it("keeps the first task's stack of an error that passes a shield later on", function()
+    local trace = failed(function()
+      task.shield(function() task.spawn(bang):join() end)
+    end):traceback()
+    assert.matches(bang_frame .. ".*passed on to task %d+:\nstack traceback:", trace)
+    trace = failed(function() task.race { bang } end):traceback()
+    local _, times = trace:gsub("passed on to", "")
+    assert.equal(2, times) -- to race's own task, then to its caller's
+  end)
+
+  it("has none of the cache's own lines, but those of a user's cache/ directory", function()
+    local cache = require "cache"
+    local user = assert(loadstring("local x = ...; x() return 1", "@cache/alias.lua"))
+    local f = cache.cached(function() user(bang) end, { name = "trace_spec.user" })
+    local trace = failed(function() f(1) end):traceback()
+    assert.matches("\tcache/alias.lua:1: in function", trace)
+    assert.is_nil(trace:find("cache/cached.lua", 1, true))
+    assert.is_nil(trace:find("moonstash/", 1, true))
+  end)
+
   it("keeps the stack of a deferred function's error", function()
     local trace = failed(function() task.defer(bang) end):traceback()
     assert.matches(bang_frame, trace)
