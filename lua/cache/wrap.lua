@@ -1,6 +1,5 @@
 -- What wrappers of functions share: options, names, and the end of a load.
 local backend = require "moonstash.backend"
-local core = require "moonstash.task"
 local funcinfo = require("jit.util").funcinfo
 local alias = require "cache.alias"
 local errors = require "moonstash.error"
@@ -185,14 +184,8 @@ end
 
 -- ---- loads -------------------------------------------------------------------------
 
---- An xpcall handler: the stack of an error that will be raised again.
-function wrap.note(err)
-  if not errors.is(err, "cancelled") then
-    local _, text = pcall(tostring, err)
-    core.note_error(err, debug.traceback(tostring(text), 2))
-  end
-  return err
-end
+--- An xpcall handler: keeps the stack of an error that will be raised again.
+wrap.note = errors.note
 
 -- None but nils: "nothing there".
 local function is_nothing(n, ...)
