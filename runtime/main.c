@@ -60,7 +60,7 @@ static const char usage[] =
 struct command {
   const char **actions; /* allocated strings: a letter and its argument */
   int action_count;
-  int no_env, show_env, interactive, compile;
+  int no_env, show_env, interactive;
   int script; /* index in argv */
 };
 

@@ -216,7 +216,7 @@ local cache = {}
 ---@field memory_max_bytes number bytes; default a quarter of the memory, at most 1 GiB
 ---@field log "error"|"warn"|"info"|"debug" MOONSTASH_LOG, default "warn"
 ---@field namespace string default ""
----@field metrics_listen string? host:port
+---@field metrics_listen string? host:port; in this version a start with it fails
 ---@field require_redis boolean default false
 ---@field redis_host string? in this version a start with it fails, as with redis_url
 ---@field redis_port integer default 6379

@@ -7,6 +7,7 @@
 #ifndef MOONSTASH_BIND_BIND_H
 #define MOONSTASH_BIND_BIND_H
 
+#include <lauxlib.h>
 #include <lua.h>
 #include <stddef.h>
 
@@ -98,6 +99,8 @@ int bind_open_codec(lua_State *L);
 int bind_open_json(lua_State *L);
 int bind_open_msgpack(lua_State *L);
 int bind_open_binary(lua_State *L);
+/* Adds functions to the table on top of L, with b as their upvalue. */
+void bind_add_functions(lua_State *L, struct bind *b, const luaL_Reg *f);
 /* Frees the cache's stores; views must not be used any more. */
 void bind_close_cache(struct bind *b);
 

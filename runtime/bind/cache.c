@@ -382,14 +382,6 @@ static void set_constants(lua_State *L) {
   }
 }
 
-static void add_functions(lua_State *L, struct bind *b, const luaL_Reg *f) {
-  for (; f->name != NULL; f++) {
-    lua_pushlightuserdata(L, b);
-    lua_pushcclosure(L, f->func, 1);
-    lua_setfield(L, -2, f->name);
-  }
-}
-
 int bind_open_cache(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"view", l_view},       {"get", l_get},       {"set", l_set},
@@ -402,9 +394,9 @@ int bind_open_cache(lua_State *L) {
     return luaL_error(L, "cache: not enough memory for the store");
   cache_open_leases(L);
   lua_newtable(L);
-  add_functions(L, b, functions);
-  add_functions(L, b, cache_calls);
-  add_functions(L, b, cache_leases);
+  bind_add_functions(L, b, functions);
+  bind_add_functions(L, b, cache_calls);
+  bind_add_functions(L, b, cache_leases);
   set_constants(L);
   lua_pushlightuserdata(L, &b->cache->api);
   lua_setfield(L, -2, "api");

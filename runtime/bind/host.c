@@ -254,11 +254,7 @@ int bind_open_host(lua_State *L) {
   };
   struct bind *b = bind_of(L);
   lua_newtable(L);
-  for (const luaL_Reg *f = functions; f->name != NULL; f++) {
-    lua_pushlightuserdata(L, b);
-    lua_pushcclosure(L, f->func, 1);
-    lua_setfield(L, -2, f->name);
-  }
+  bind_add_functions(L, b, functions);
   lua_pushboolean(L, b->flags & BIND_NO_FFI);
   lua_setfield(L, -2, "no_ffi");
   lua_pushboolean(L, b->flags & BIND_NO_ENV);

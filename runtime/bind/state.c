@@ -29,6 +29,14 @@ static lua_State *new_state(void) {
 }
 #endif
 
+void bind_add_functions(lua_State *L, struct bind *b, const luaL_Reg *f) {
+  for (; f->name != NULL; f++) {
+    lua_pushlightuserdata(L, b);
+    lua_pushcclosure(L, f->func, 1);
+    lua_setfield(L, -2, f->name);
+  }
+}
+
 static void preload(lua_State *L, struct bind *b, const char *name,
                     lua_CFunction opener) {
   lua_getglobal(L, "package");

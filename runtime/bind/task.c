@@ -498,11 +498,7 @@ int bind_open_task(lua_State *L) {
   };
   struct bind *b = bind_of(L);
   lua_newtable(L);
-  for (const luaL_Reg *f = functions; f->name != NULL; f++) {
-    lua_pushlightuserdata(L, b);
-    lua_pushcclosure(L, f->func, 1);
-    lua_setfield(L, -2, f->name);
-  }
+  bind_add_functions(L, b, functions);
   luaL_newmetatable(L, BIND_TASK);
   lua_setfield(L, -2, "metatable");
   lua_pushlightuserdata(L, &b->sched);
