@@ -13,7 +13,8 @@
  * `wait` is how a call that cannot answer at once answers later: it returns
  * BACKEND_WAIT and calls wait->wake exactly once, from whatever thread the
  * answer comes on. The caller owns the wait and keeps it alive until then or
- * until ops->unwait has returned 1. The memory backend waits in `lease` only.
+ * until ops->unwait has returned 1. So must be what out-parameters point to;
+ * keys and values are copied. The memory backend waits in `lease` only.
  *
  * Errors are negative codes; a call that fails has changed nothing.
  */
@@ -25,7 +26,8 @@
 
 enum {
   BACKEND_KEY_MAX = 64 * 1024, /* bytes of ns + key; at least 1 */
-  BACKEND_TTL_NEVER = 0        /* ttl_ms: the entry never expires */
+  BACKEND_TTL_NEVER = 0,       /* ttl_ms: the entry never expires */
+  BACKEND_HEAD = 64            /* bytes that info gives of a value */
 };
 
 /* What a call returns. Counts and yes/no answers are 0 and above. */
@@ -39,7 +41,12 @@ enum {
   BACKEND_ERANGE = -3,       /* increment: the sum is beyond +-2^53 */
   BACKEND_ENOMEM = -4,       /* the allocator said no */
   BACKEND_EUNSUPPORTED = -5, /* this backend has no such operation */
-  BACKEND_EINVAL = -6        /* key length 0 or above BACKEND_KEY_MAX */
+  BACKEND_EINVAL = -6,       /* key length 0 or above BACKEND_KEY_MAX */
+  BACKEND_ELOAD = -7,        /* wake: the load failed; bytes = its message */
+  BACKEND_ECONNECTION = -8,  /* there is none, or it was lost meanwhile */
+  BACKEND_ESERVER = -9,      /* the server's own error, in its words */
+  BACKEND_EOVERLOADED = -10, /* a limit on what is under way */
+  BACKEND_ECLOSED = -11      /* the backend was closed */
 };
 
 /* The format tag of a value: how its bytes are to be read. */
@@ -63,21 +70,21 @@ struct backend_item {
 };
 
 struct backend_wait;
-/* Hands over the answer: status is a BACKEND_ code, HIT with a value (bytes is
- * valid during the call only), MISS for "ask again", or BACKEND_ELOAD with the
- * load's error as text. Must not call the backend; must only note and return.
- */
+/* Hands over the answer: status is a BACKEND_ code, or what the call returns
+ * when it answers at once; bytes and item are valid during the call only. For a
+ * lease it is HIT with the value, MISS for "ask again", or ELOAD. With an error
+ * bytes are a message of item->length bytes (or NULL). Must not call the
+ * backend; must only note and return. */
 typedef void backend_wake_fn(struct backend_wait *wait, int status,
                              const void *bytes,
                              const struct backend_item *item);
-
-enum { BACKEND_ELOAD = -7 }; /* wake: the load failed; bytes = its message */
 
 struct backend_wait {
   backend_wake_fn *wake;      /* called once, on the completing thread */
   void *owner;                /* the task that asks (see item.owner) */
   struct backend_wait *next;  /* the backend's, while the wait is queued */
   struct backend_wait **prev; /* the backend's; NULL when not queued */
+  void *call;                 /* the backend's, likewise */
 };
 
 /* A slice of the caller's memory: a key of a bulk call. */
@@ -108,12 +115,15 @@ typedef int backend_scan_fn(void *ud, const char *key, size_t key_len,
 struct backend_ops {
   const char *name; /* "memory", "redis" */
 
-  /* HIT with *out and, if it fits in cap, the bytes in buf; or MISS. */
+  /* HIT with *out and, if it fits in cap, the bytes in buf; or MISS. When it
+   * answers later, the bytes come with the wake, not in buf. */
   int (*get)(BACKEND_KEY_ARGS, void *buf, size_t cap, struct backend_item *out,
              struct backend_wait *wait);
   /* n keys; values are packed into buf one after the other; items[i].length
    * bytes each, items[i].version 0 for a miss. Returns the number of hits;
-   * *used above cap: nothing was copied, call again with that much. */
+   * *used above cap: nothing was copied, call again with that much. When it
+   * answers later, the packed values come with the wake, and of items only
+   * length and version are set. */
   int (*get_many)(struct backend *self, uint64_t now, const char *ns,
                   size_t ns_len, const struct backend_slice *keys, size_t n,
                   void *buf, size_t cap, size_t *used,
@@ -122,11 +132,12 @@ struct backend_ops {
   int (*set)(BACKEND_KEY_ARGS, const void *bytes, size_t length,
              uint32_t format, uint64_t ttl_ms, struct backend_wait *wait);
   /* The same for n keys with one format each; 1 when all are stored, else the
-   * first error (the others were tried). */
+   * first error (the others were tried). statuses: NULL, or n results. */
   int (*set_many)(struct backend *self, uint64_t now, const char *ns,
                   size_t ns_len, const struct backend_slice *keys,
                   const struct backend_slice *values, const uint32_t *formats,
-                  size_t n, uint64_t ttl_ms, struct backend_wait *wait);
+                  size_t n, uint64_t ttl_ms, int *statuses,
+                  struct backend_wait *wait);
   /* Stores unless the key exists: 1 stored, 0 it exists. */
   int (*add)(BACKEND_KEY_ARGS, const void *bytes, size_t length,
              uint32_t format, uint64_t ttl_ms, struct backend_wait *wait);
@@ -144,15 +155,18 @@ struct backend_ops {
                    int64_t *sum, struct backend_wait *wait);
   /* Sets the time left; BACKEND_TTL_NEVER takes the TTL away. 1, or 0. */
   int (*expire)(BACKEND_KEY_ARGS, uint64_t ttl_ms, struct backend_wait *wait);
-  /* HIT with *out, or MISS: for ttl and info; no use is noted. */
+  /* HIT with *out, or MISS: for ttl and info; no use is noted. A server does
+   * not know created_ms (0) nor the format: the value's first BACKEND_HEAD
+   * bytes, if there are as many, come with the wake. */
   int (*info)(BACKEND_KEY_ARGS, struct backend_item *out,
               struct backend_wait *wait);
   /* Notes a use and, unless ttl_ms is UINT64_MAX, sets the time left. */
   int (*touch)(BACKEND_KEY_ARGS, uint64_t ttl_ms, struct backend_wait *wait);
   /* Removes every entry of this backend whose ns + key begins with prefix;
-   * all of them for the empty prefix. 1. */
+   * all of them for the empty prefix. 1 when they are gone; 0: that was one
+   * bounded step, call again with the same *cursor (0 first). */
   int (*clear)(struct backend *self, uint64_t now, const char *prefix,
-               size_t prefix_len, struct backend_wait *wait);
+               size_t prefix_len, uint64_t *cursor, struct backend_wait *wait);
   /* Calls fn for up to `limit` live entries that begin with prefix, from
    * *cursor on (0 first); *cursor is 0 again when all were seen. Entries that
    * are set or removed meanwhile may be missed or not. fn must not call the
@@ -160,7 +174,8 @@ struct backend_ops {
   int (*scan)(struct backend *self, uint64_t now, const char *prefix,
               size_t prefix_len, uint64_t *cursor, size_t limit,
               backend_scan_fn *fn, void *ud, struct backend_wait *wait);
-  /* A command of the backend's own protocol; memory has none. */
+  /* A command of the backend's own protocol; memory has none. The wake's bytes
+   * are the reply as a tape (redis/reply.h), also of the server's errors. */
   int (*raw)(struct backend *self, const struct backend_slice *args, size_t n,
              struct backend_wait *wait);
 
@@ -186,6 +201,8 @@ struct backend_ops {
                  size_t message_len);
   /* How many wait for this load; -1 when there is no such load. */
   int (*waiters)(BACKEND_KEY_ARGS, uint64_t token);
+  /* Would the load's value be stored? 0: something came in between. */
+  int (*valid)(BACKEND_KEY_ARGS, uint64_t token);
   /* Takes a queued wait back: 1, or 0 when wake has been or is being called. */
   int (*unwait)(struct backend *self, struct backend_wait *wait);
 

@@ -1,11 +1,14 @@
 -- Aliases: a named backend with its defaults. Cache objects and wrappers hold
 -- the alias itself and look at its fields with each call, so that they follow
--- configure_caches. In this version every alias lives in memory.
+-- configure_caches. One that lives on Redis has a memory view, too: for the
+-- leases of loads in flight (see cache/redis.lua).
 local backend = require "moonstash.backend"
 local host = require "moonstash.host"
-local errors = require "moonstash.error"
+local redis = require "moonstash.redis"
 local hooks = require "cache.hooks"
+local memory = require "cache.memory"
 local raise = require "cache.raise"
+local redis_driver = require "cache.redis"
 local serializer = require "cache.serializer"
 local settings = require "cache.settings"
 
@@ -22,18 +25,18 @@ local MIN_BYTES = 64 * 1024 -- of an alias's own store
 local NEAR_MAX = 16384 -- decoded values that an alias with copy = false keeps
 local ALIASES_MAX = 100 -- each may have two of the backend's 256 views
 
--- name -> {name, view: its backend, ttl_ms, ns: prefix of keys or "",
--- serializer, plugins: list or nil, near: decoded values or nil (copy = true),
--- generation: grows when it is configured}
+-- name -> {name, driver: cache.memory or cache.redis, view: its memory backend,
+-- remote: its Redis backend or nil, timeout: seconds (Redis), ttl_ms,
+-- ns: prefix of keys or "", serializer, plugins: list or nil, near: decoded
+-- values or nil (copy = true), generation: grows when it is configured}
 local aliases = {}
 local definitions = {} -- name -> a copy of what configure_caches was given
 
 --- What all calls look at first: caching as a whole is on.
 alias.state = { enabled = settings.get "enabled" }
 
---- The calls of the memory backend: by FFI where they compile.
-local use_ffi = not host.no_ffi and jit.status() and pcall(require, "ffi")
-alias.memory = require(use_ffi and "cache.memory_ffi" or "cache.memory_c")
+--- The hot calls of the memory backend.
+alias.memory = memory.hot
 
 local function names()
   local list = {}
@@ -127,11 +130,19 @@ local function check_definition(name, definition)
     end
   end
   local kind = definition.backend
-  if kind ~= nil and kind ~= "memory" then
+  if kind ~= nil and kind ~= "memory" and kind ~= "redis" then
     raise("%s: the backend '%s' is %s", what, kind,
-      (kind == "redis" or kind == "tiered") and "not in this version" or "unknown: use 'memory'")
+      kind == "tiered" and "not in this version" or "unknown: use 'memory' or 'redis'")
   end
-  if definition.max_bytes ~= nil then check_max_bytes(definition.max_bytes, what) end
+  if kind == "redis" and definition.serializer == "none" then
+    raise("%s: the serializer 'none' keeps values in this process, not in Redis", what)
+  end
+  if definition.max_bytes ~= nil then
+    if kind == "redis" then
+      raise("%s.max_bytes bounds a store in memory: Redis has maxmemory", what)
+    end
+    check_max_bytes(definition.max_bytes, what)
+  end
   if definition.ttl ~= nil then alias.ttl_ms(definition.ttl, what) end
   if definition.serializer ~= nil then serializer.find(definition.serializer, what) end
   if definition.plugins ~= nil then hooks.check(definition.plugins, what) end
@@ -168,12 +179,24 @@ local function open_view(the_alias, max_bytes)
   the_alias.max_bytes = max_bytes
 end
 
+-- Takes the alias to Redis, or back to memory.
+local function choose_driver(the_alias, definition, configured)
+  local kind = definition.backend
+  local remote = kind == "redis" or (kind == nil and the_alias.name == "persistent" and configured)
+  if remote and not the_alias.remote then backend.clear(the_alias.view, "") end
+  if remote then the_alias.redis = the_alias.redis or redis.view() end
+  the_alias.remote = remote and the_alias.redis or nil
+  the_alias.driver = remote and redis_driver or memory
+  the_alias.timeout = settings.get "redis_timeout"
+end
+
 -- Makes the alias what its definition and the settings say.
-local function apply(name)
+local function apply(name, configured)
   local definition = definitions[name] or {}
   local the_alias = aliases[name] or { name = name }
   aliases[name] = the_alias
   open_view(the_alias, definition.max_bytes)
+  choose_driver(the_alias, definition, configured)
   local ttl = definition.ttl
   if ttl == nil then ttl = settings.get(DEFAULT_TTL[name] or "default_ttl") end
   the_alias.ttl_ms = alias.ttl_ms(ttl, "configure_caches")
@@ -181,14 +204,39 @@ local function apply(name)
   the_alias.serializer = definition.serializer or serializer.native
   local plugins = definition.plugins
   the_alias.plugins = plugins and #plugins > 0 and plugins or nil
-  the_alias.near = definition.copy == false and alias.new_near() or nil
+  the_alias.near = definition.copy == false and not the_alias.remote and alias.new_near() or nil
   the_alias.generation = (the_alias.generation or 0) + 1
 end
 
 local function apply_all()
+  local configured = redis.configure()
   alias.state.enabled = settings.get "enabled"
-  for name in pairs(DEFAULT_TTL) do apply(name) end
-  for name in pairs(definitions) do apply(name) end
+  for name in pairs(DEFAULT_TTL) do apply(name, configured) end
+  for name in pairs(definitions) do apply(name, configured) end
+  return configured
+end
+
+-- Will a setting have a value once these are overlaid?
+local function will_be_set(name, values)
+  local value = values[name]
+  if value == nil then value = settings.get(name) end
+  return value ~= nil and value ~= ""
+end
+
+-- Raises when an alias is to live on a Redis that is not configured.
+local function check_redis(values, new)
+  if will_be_set("redis_host", values) or will_be_set("redis_url", values) then return end
+  for name in pairs(aliases) do
+    local definition = new[name] or definitions[name]
+    if definition and definition.backend == "redis" then
+      raise("configure_caches: aliases.%s: the backend 'redis' needs redis_host or redis_url", name)
+    end
+  end
+  for name, definition in pairs(new) do
+    if definition.backend == "redis" then
+      raise("configure_caches: aliases.%s: the backend 'redis' needs redis_host or redis_url", name)
+    end
+  end
 end
 
 -- Raises unless all the definitions are good and there is room for them.
@@ -208,6 +256,7 @@ end
 --- Overlays settings and alias definitions; what exists follows. All or none.
 function alias.configure(values, new)
   check_definitions(new)
+  check_redis(values, new)
   settings.overlay(values)
   for name, definition in pairs(new) do definitions[name] = copy_definition(definition) end
   backend.resize(settings.get "memory_max_bytes")
@@ -216,24 +265,11 @@ end
 
 --- Empties every alias, whether caching is on or not.
 function alias.clear_all()
-  for _, each in pairs(aliases) do backend.clear(each.view, "") end
+  for _, each in pairs(aliases) do each.driver.clear(each, "") end
 end
 
-local STATUS = {
-  [backend.ETOOLARGE] = { "too_large", "the value is too large for this cache" },
-  [backend.ENOMEM] = { "no_memory", "out of memory" },
-  [backend.ETYPE] = { "type", "the value is not an integer" },
-  [backend.ERANGE] = { "range", "the sum is beyond 2^53" },
-}
-
---- A status below 0 as an error object.
-function alias.status_error(status, what)
-  local known = STATUS[status]
-  if known then return errors.new(known[1], what .. ": " .. known[2]) end
-  return errors.new("server", ("%s: the backend failed with status %d"):format(what, status))
+if not apply_all() then
+  host.log(2, "Redis is not configured: the alias 'persistent' lives in memory")
 end
-
-apply_all()
-host.log(2, "Redis is not configured: the alias 'persistent' lives in memory")
 
 return alias

@@ -11,7 +11,7 @@ local wrap = require "cache.wrap"
 local state, get = alias.state, alias.memory.get
 local of_arguments, check_key, check_room = keys.of_arguments, keys.check, keys.check_room
 local read_waited, read_given, find = wrap.read_waited, wrap.read_given, wrap.find
-local finish, note, ns_of = wrap.finish, wrap.note, wrap.ns
+local finish, give, note, ns_of = wrap.finish, wrap.give, wrap.note, wrap.ns
 local native = serializer.native
 local RESULTS = backend.RESULTS
 local HIT, TOKEN, AGAIN = backend.LEASE_HIT, backend.LEASE_TOKEN, backend.LEASE_AGAIN
@@ -19,7 +19,8 @@ local GIVEN, DIRECT = backend.LEASE_GIVEN, backend.LEASE_DIRECT
 local WAIT_OK = 0
 local KEYS_MAX = 16384 -- arguments whose key strings a wrapper remembers,
 local KEY_SIZE_MAX = 256 -- and how long these may be
-local type, error, select, unpack, xpcall = type, error, select, unpack, xpcall
+local type, error, select, unpack, pcall, xpcall = type, error, select, unpack, pcall, xpcall
+local isyieldable = coroutine.isyieldable
 
 local KNOWN = { ttl = "any", alias = "any", name = "string", key = "string",
   key_builder = "function", skip_self = "boolean", namespace = "string", cache_if = "function",
@@ -107,8 +108,54 @@ local function found_or_loaded(self, key, arguments, found, ...)
   return lease(self, key, nil, unpack(arguments, 1, arguments.n))
 end
 
--- The way of a call with hooks, another serializer or shared copies.
+-- ---- on a server --------------------------------------------------------------
+--
+-- Here the lease comes first: whoever holds it looks the key up and, if it is
+-- missing, loads it; the others wait for either.
+
+local call_remote
+
+local function looked_up(self, load, key, arguments, ok, found, ...)
+  if not ok then
+    backend.fail(load, found)
+    error(found, 0)
+  end
+  if found then
+    self.hits = self.hits + 1
+    give(self, load, ...)
+    return ...
+  end
+  self.misses, self.loads = self.misses + 1, self.loads + 1
+  return loaded(self, load, key, xpcall(self.fn, note, unpack(arguments, 1, arguments.n)))
+end
+
+local function leased_remote(self, ns, key, refresh, outcome, a, ...)
+  if outcome == TOKEN and refresh then
+    self.loads = self.loads + 1
+    return loaded(self, a, key, xpcall(self.fn, note, ...))
+  end
+  if outcome == TOKEN then
+    return looked_up(self, a, key, { n = select("#", ...), ... }, pcall(find, self, ns, key))
+  end
+  if outcome == GIVEN then
+    self.hits = self.hits + 1
+    return read_given(a)
+  end
+  if outcome == AGAIN then return call_remote(self, key, refresh, ...) end
+  if outcome == DIRECT then return self.fn(...) end
+  error(a, 0)
+end
+
+function call_remote(self, key, refresh, ...)
+  local ns = check_room(ns_of(self), key, "cached")
+  if not isyieldable() then return self.fn(...) end -- nothing can be asked for here
+  local outcome, a = backend.lease(self.alias.view, ns, key, "refresh")
+  return leased_remote(self, ns, key, refresh, outcome, a, ...)
+end
+
+-- The way of a call with hooks, another serializer, shared copies or a server.
 local function call_slowly(self, key, ...)
+  if self.alias.remote then return call_remote(self, key, false, ...) end
   return found_or_loaded(self, key, { n = select("#", ...), ... }, find(self, ns_of(self), key))
 end
 
@@ -120,7 +167,7 @@ local function wrapper(self)
   return function(...)
     if not state.enabled then return self.fn(...) end
     local key = key_of(self, ...)
-    if not plain or the_alias.plugins or the_alias.near
+    if not plain or the_alias.plugins or the_alias.near or the_alias.remote
       or (self.serializer or the_alias.serializer) ~= native then
       return call_slowly(self, key, ...)
     end
@@ -162,6 +209,7 @@ end
 
 local function refresh(self, ...)
   if not state.enabled then return self.fn(...) end
+  if self.alias.remote then return call_remote(self, key_of(self, ...), true, ...) end
   return lease(self, key_of(self, ...), "refresh", ...)
 end
 

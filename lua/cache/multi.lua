@@ -16,7 +16,7 @@ local HIT, TOKEN, GIVEN = backend.LEASE_HIT, backend.LEASE_TOKEN, backend.LEASE_
 local BUSY, AGAIN, DIRECT = backend.LEASE_BUSY, backend.LEASE_AGAIN, backend.LEASE_DIRECT
 local WAIT_OK = 0
 local type, error, pcall, xpcall, setmetatable = type, error, pcall, xpcall, setmetatable
-local next, pairs, ipairs = next, pairs, ipairs
+local next, pairs, ipairs, isyieldable = next, pairs, ipairs, coroutine.isyieldable
 
 local KNOWN = { ttl = "any", alias = "any", name = "string", key_builder = "function",
   namespace = "string", cache_if = "function", neg_ttl = "any", serializer = "any" }
@@ -141,10 +141,10 @@ local function try_lease(self, key, mode)
 end
 
 -- Sorts the missing keys: leased by this call, or loaded by others.
-local function take_leases(self, missing, under, result)
+local function take_leases(self, missing, under, result, mode)
   local wanted, loads, busy = {}, {}, {}
   for _, k in ipairs(missing) do
-    local outcome, a = try_lease(self, under[k], "try")
+    local outcome, a = try_lease(self, under[k], mode)
     if outcome == TOKEN then
       wanted[#wanted + 1], loads[k] = k, a
     elseif outcome == BUSY then
@@ -158,7 +158,58 @@ local function take_leases(self, missing, under, result)
   return wanted, loads, busy
 end
 
+-- On a server the leases come first, as in cached.lua: what this call holds is
+-- looked up in one question, and then fn gets what is missing of it.
+local function look_up_leased(self, wanted, loads, under, result)
+  local asked, list, missing = {}, {}, {}
+  for _, k in ipairs(wanted) do
+    local key = under[k]
+    if not asked[key] then list[#list + 1], asked[key] = key, true end
+  end
+  local ok, has, values = pcall(self.alias.driver.find_many, self.alias, ns_of(self), list,
+    self.serializer or self.alias.serializer)
+  if not ok then
+    fail_all(loads, has)
+    error(has, 0)
+  end
+  for _, k in ipairs(wanted) do
+    local key = under[k]
+    if not has[key] then
+      self.misses, missing[#missing + 1] = self.misses + 1, k
+    else
+      self.hits, result[k] = self.hits + 1, values[key]
+      if loads[k] then wrap.give(self, loads[k], values[key]) end
+      loads[k] = nil
+    end
+  end
+  return missing
+end
+
+local function call_remote(self, list, ...)
+  local unique, under = cache_keys(self, list, ...)
+  local result = {}
+  if #unique == 0 then return result end
+  local wanted, loads, busy = take_leases(self, unique, under, result, "try refresh")
+  local missing = look_up_leased(self, wanted, loads, under, result)
+  if #missing > 0 then
+    local map, err = run(self, missing, loads, under, ...)
+    if not map then return nil, err end
+    store_extra(self, map, under, ...)
+    for k, value in pairs(map) do result[k] = value end
+  end
+  for _, k in ipairs(busy) do
+    local value, err = await(self, k, under, ...)
+    if err ~= nil then return nil, err end
+    result[k] = value
+  end
+  return result
+end
+
 local function call(self, list, ...)
+  if self.alias.remote then
+    if not isyieldable() then return self.fn(list, ...) end
+    return call_remote(self, list, ...)
+  end
   local unique, under = cache_keys(self, list, ...)
   local result, missing = {}, {}
   for _, k in ipairs(unique) do
@@ -170,7 +221,7 @@ local function call(self, list, ...)
     end
   end
   if #missing == 0 then return result end
-  local wanted, loads, busy = take_leases(self, missing, under, result)
+  local wanted, loads, busy = take_leases(self, missing, under, result, "try")
   if #wanted > 0 then
     local map, err = run(self, wanted, loads, under, ...)
     if not map then return nil, err end

@@ -95,12 +95,28 @@ function native.encode(value, what)
   raise("%s: value is a %s, which cannot be cached", what, kind)
 end
 
---- Encodes all n results of a function, nils too.
-function native.encode_results(n, ...)
+--- Raises unless the value can be cached, naming the path to what cannot.
+function native.check(value, what)
+  local kind = type(value)
+  if kind == "table" then
+    check_table(value, "value", 1, {}, what)
+  elseif not storable[kind] and not is_scalar(value, kind) then
+    raise("%s: value is a %s, which cannot be cached", what, kind)
+  end
+end
+
+--- All n results of a function in one table, nils too; raises what cannot be
+--- cached. Then: is there an object of a class among them?
+function native.check_results(n, ...)
   local results, above = { ... }, {}
   check_table(results, "results", 0, above, "cached")
   results.n = n
-  return encode(results, above.has_class), backend.RESULTS
+  return results, above.has_class
+end
+
+--- Encodes them.
+function native.encode_results(n, ...)
+  return encode(native.check_results(n, ...)), backend.RESULTS
 end
 
 return native

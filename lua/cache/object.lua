@@ -3,19 +3,17 @@
 -- `what` is the name that the user called, for messages.
 local backend = require "moonstash.backend"
 local alias = require "cache.alias"
-local errors = require "moonstash.error"
 local hooks = require "cache.hooks"
 local key = require "cache.key"
 local raise = require "cache.raise"
 local serializer = require "cache.serializer"
-local decode_bytes = require("cache.native").decode_bytes
 
 local check_key, check_room = key.check, key.check_room
 local state, memory = alias.state, alias.memory
-local ttl_ms, status_error = alias.ttl_ms, alias.status_error
-local native, decode, forget = serializer.native, serializer.decode, serializer.forget
-local TABLE, RESULTS, REFERENCE = backend.TABLE, backend.RESULTS, backend.REFERENCE
-local type, next, pairs, tostring, huge = type, next, pairs, tostring, math.huge
+local ttl_ms = alias.ttl_ms
+local native, decode = serializer.native, serializer.decode
+local TABLE, RESULTS = backend.TABLE, backend.RESULTS
+local type, next, pairs, tostring = type, next, pairs, tostring
 
 local object = {}
 
@@ -133,14 +131,7 @@ local function look_up(self, k, opts, what)
   if the_alias.near and reader == the_alias.serializer then
     return get_shared(the_alias, ns, k, reader)
   end
-  local format, value = memory.get(the_alias, ns, k)
-  if format == nil then return nil, nil, false end
-  if format > TABLE or reader ~= native then
-    local err
-    value, err = decode(reader, format, value, what)
-    return value, err, err == nil and value ~= nil
-  end
-  return value, nil, true
+  return the_alias.driver.get(the_alias, ns, k, opts, reader, what)
 end
 
 local function do_get(self, k, opts, default, what)
@@ -154,7 +145,7 @@ function object.get(self, k, default, opts, what)
   if opts ~= nil then check_options(opts, READ, what) end
   if not state.enabled then return default end
   local the_alias = self.alias
-  if the_alias.plugins or the_alias.near or opts then
+  if the_alias.plugins or the_alias.near or opts or the_alias.remote then
     local value, err = run(self, "get", k, opts, do_get, default, what)
     if err then return value, err end
     return value
@@ -172,11 +163,10 @@ function object.get(self, k, default, opts, what)
   return value
 end
 
-local function do_set(self, k, opts, bytes, format, ttl, what)
-  local status = memory.set(self.alias, ns_for(self, opts, k, what), k, bytes, format, ttl)
-  if status == 1 then return true end
-  forget(format, bytes)
-  return nil, status_error(status, what)
+-- The driver is that of the moment at which the value was encoded: a hook may
+-- have configured another since.
+local function do_set(self, k, opts, driver, bytes, format, ttl, what)
+  return driver.set(self.alias, ns_for(self, opts, k, what), k, opts, bytes, format, ttl, what)
 end
 
 local function check_value(value, what)
@@ -189,17 +179,15 @@ function object.set(self, k, value, given, what)
   check_value(value, what)
   if not state.enabled then return true end
   local the_alias = self.alias
-  local bytes, format = writer_of(the_alias, opts).encode(value, what)
-  return run(self, "set", k, options_for_hooks(self, opts, given), do_set, bytes, format,
+  local driver = the_alias.driver
+  local bytes, format = driver.encode(writer_of(the_alias, opts), value, what)
+  return run(self, "set", k, options_for_hooks(self, opts, given), do_set, driver, bytes, format,
     ttl or the_alias.ttl_ms, what)
 end
 
-local function do_add(self, k, opts, bytes, format, ttl)
+local function do_add(self, k, opts, driver, bytes, format, ttl)
   local ns = ns_for(self, opts, k, "add")
-  local status = backend.add(self.alias.view, ns, k, bytes, format, ttl)
-  if status ~= 1 then forget(format, bytes) end
-  if status >= 0 then return status == 1 end
-  return nil, status_error(status, "add")
+  return driver.add(self.alias, ns, k, opts, bytes, format, ttl, "add")
 end
 
 function object.add(self, k, value, given)
@@ -207,13 +195,15 @@ function object.add(self, k, value, given)
   local opts, ttl = ttl_or_options(given, WRITE, "add")
   check_value(value, "add")
   if not state.enabled then return true end
-  local bytes, format = writer_of(self.alias, opts).encode(value, "add")
-  return run(self, "add", k, options_for_hooks(self, opts, given), do_add, bytes, format,
+  local driver = self.alias.driver
+  local bytes, format = driver.encode(writer_of(self.alias, opts), value, "add")
+  return run(self, "add", k, options_for_hooks(self, opts, given), do_add, driver, bytes, format,
     ttl or self.alias.ttl_ms)
 end
 
 local function do_delete(self, k, opts, what)
-  return memory.remove(self.alias, ns_for(self, opts, k, what), k)
+  local the_alias = self.alias
+  return the_alias.driver.remove(the_alias, ns_for(self, opts, k, what), k, opts, what)
 end
 
 function object.delete(self, k, opts, what)
@@ -224,38 +214,35 @@ function object.delete(self, k, opts, what)
 end
 
 local function do_exists(self, k, opts)
-  return backend.exists(self.alias.view, ns_for(self, opts, k, "exists"), k)
+  local the_alias = self.alias
+  return the_alias.driver.exists(the_alias, ns_for(self, opts, k, "exists"), k, opts)
 end
 
 local function do_increment(self, k, opts, delta, ttl)
+  local the_alias = self.alias
   local ns = ns_for(self, opts, k, "increment")
-  local status, sum = backend.increment(self.alias.view, ns, k, delta, ttl)
-  if status < 0 then return nil, status_error(status, "increment") end
-  return sum
+  return the_alias.driver.increment(the_alias, ns, k, opts, delta, ttl)
 end
 
 local function do_expire(self, k, opts, ttl)
-  return backend.expire(self.alias.view, ns_for(self, opts, k, "expire"), k, ttl)
+  local the_alias = self.alias
+  return the_alias.driver.expire(the_alias, ns_for(self, opts, k, "expire"), k, opts, ttl)
 end
 
 local function do_touch(self, k, opts, ttl)
-  return backend.touch(self.alias.view, ns_for(self, opts, k, "touch"), k, ttl)
+  local the_alias = self.alias
+  return the_alias.driver.touch(the_alias, ns_for(self, opts, k, "touch"), k, opts, ttl)
 end
 
-local function seconds_left(left_ms)
-  return left_ms and left_ms / 1000 or huge
+local function do_info(self, k, opts, what)
+  local the_alias = self.alias
+  return the_alias.driver.info(the_alias, ns_for(self, opts, k, what), k, opts, what)
 end
 
 local function do_ttl(self, k, opts)
-  local age, left = backend.info(self.alias.view, ns_for(self, opts, k, "ttl"), k)
-  if age then return seconds_left(left) end
-end
-
-local function do_info(self, k, opts)
-  local age, left, size, format = backend.info(self.alias.view, ns_for(self, opts, k, "info"), k)
-  if not age then return nil end
-  return { age = age / 1000, ttl = seconds_left(left), size = size, tier = "memory",
-    format = serializer.format_name(self.alias.serializer, format) }
+  local info, err = do_info(self, k, opts, "ttl")
+  if info then return info.ttl end
+  return nil, err
 end
 
 -- ---- many keys ------------------------------------------------------------------
@@ -273,71 +260,31 @@ local function ns_for_all(self, opts, keys, what)
   return ns
 end
 
-local function key_errors(code, message, keys)
-  local err = errors.new(code, message)
-  err.keys = keys
-  return err
-end
-
 local function do_multi_get(self, keys, opts)
-  local the_alias, found, bad = self.alias, {}, nil
-  local reader = reader_of(the_alias, opts)
-  local ns = ns_for_all(self, opts, keys, "multi_get")
-  local formats, values = backend.get_many(the_alias.view, ns, keys)
-  for i = 1, #keys do
-    local format, value = formats[i], values[i]
-    if format == TABLE or format == RESULTS then value = decode_bytes(value) end
-    local err
-    if format then value, err = decode(reader, format, value, "multi_get") end
-    if err then
-      bad = bad or {}
-      bad[#bad + 1] = keys[i]
-    end
-    found[keys[i]] = value
-  end
-  if not bad then return found end
-  return found, key_errors("decode", "multi_get: some values cannot be decoded", bad)
+  local the_alias = self.alias
+  if #keys == 0 then return {} end
+  return the_alias.driver.get_many(the_alias, ns_for_all(self, opts, keys, "multi_get"), keys, opts,
+    reader_of(the_alias, opts))
 end
 
--- Stores one by one: which of the keys cannot be stored, and why the first.
-local function failing(self, ns, keys, values, formats, ttl)
-  local bad, first
-  for i = 1, #keys do
-    local status = memory.set(self.alias, ns, keys[i], values[i], formats[i], ttl)
-    if status ~= 1 then
-      forget(formats[i], values[i])
-      bad = bad or {}
-      bad[#bad + 1], first = keys[i], first or status
-    end
-  end
-  return bad, first
-end
-
-local function do_multi_set(self, _, opts, keys, values, formats, ttl)
+local function do_multi_set(self, _, opts, driver, keys, values, formats, ttl)
   if #keys == 0 then return true end
   local ns = ns_for_all(self, opts, keys, "multi_set")
-  if formats[1] ~= REFERENCE -- which must not be stored twice
-    and backend.set_many(self.alias.view, ns, keys, values, formats, ttl) == 1 then
-    return true
-  end
-  local bad, status = failing(self, ns, keys, values, formats, ttl)
-  if not bad then return true end
-  local err = status_error(status, "multi_set")
-  err.keys = bad
-  return nil, err
+  return driver.set_many(self.alias, ns, keys, opts, values, formats, ttl)
 end
 
 local function do_multi_delete(self, keys, opts)
+  local the_alias = self.alias
   if #keys == 0 then return 0 end
-  return backend.remove_many(self.alias.view, ns_for_all(self, opts, keys, "multi_delete"), keys)
+  return the_alias.driver.remove_many(the_alias, ns_for_all(self, opts, keys, "multi_delete"), keys,
+    opts)
 end
 
 -- ---- the rest ---------------------------------------------------------------------
 
 local function do_clear(self, namespace, opts)
   local ns = namespace and alias.prefix(namespace) or ns_of(self, opts)
-  backend.clear(self.alias.view, ns)
-  return true
+  return self.alias.driver.clear(self.alias, ns, opts)
 end
 
 function object.clear(self, namespace, opts, what)
@@ -439,7 +386,7 @@ function Cache:info(k, opts)
   check_key(k, "info")
   if opts ~= nil then check_options(opts, LOOK, "info") end
   if not state.enabled then return nil end
-  return run(self, "info", k, opts, do_info)
+  return run(self, "info", k, opts, do_info, "info")
 end
 
 function Cache:multi_get(keys, opts)
@@ -456,19 +403,19 @@ function Cache:multi_set(map, given)
     raise("multi_set: a map of values by key expected, not %s", type(map))
   end
   local opts, ttl = ttl_or_options(given, WRITE, "multi_set")
-  local writer = writer_of(self.alias, opts)
+  local driver, writer = self.alias.driver, writer_of(self.alias, opts)
   local keys, values, formats = {}, {}, {}
   for k, value in pairs(map) do
     check_key(k, "multi_set")
     local n = #keys + 1
     keys[n] = k
     if state.enabled then
-      values[n], formats[n] = writer.encode(value, ("multi_set: %s"):format(k))
+      values[n], formats[n] = driver.encode(writer, value, ("multi_set: %s"):format(k))
     end
   end
   if not state.enabled then return true end
-  return run(self, "multi_set", map, options_for_hooks(self, opts, given), do_multi_set, keys,
-    values, formats, ttl or self.alias.ttl_ms)
+  return run(self, "multi_set", map, options_for_hooks(self, opts, given), do_multi_set, driver,
+    keys, values, formats, ttl or self.alias.ttl_ms)
 end
 
 function Cache:multi_delete(keys, opts)
@@ -479,8 +426,8 @@ function Cache:multi_delete(keys, opts)
   return run(self, "multi_delete", keys, opts, do_multi_delete)
 end
 
-local function do_raw()
-  return nil, errors.new("unsupported", "raw: the memory backend has no commands")
+local function do_raw(self, command, _, ...)
+  return self.alias.driver.raw(self.alias, command, ...)
 end
 
 function Cache:raw(command, ...)
@@ -492,7 +439,8 @@ function Cache:raw(command, ...)
 end
 
 function Cache:stats()
-  return backend.stats(check_self(self, "stats").alias.view)
+  local the_alias = check_self(self, "stats").alias
+  return the_alias.driver.stats(the_alias)
 end
 
 function Cache:with_namespace(namespace)

@@ -81,12 +81,16 @@ local function as_counter(text)
   return native.is_integer(n) and ("%d"):format(n) == text and n or nil
 end
 
-local function encode_string(value, what)
+local function to_string(value, what)
   local kind = type(value)
   if kind ~= "string" and kind ~= "number" and kind ~= "boolean" then
     raise("%s: the string serializer takes strings, numbers and booleans, not a %s", what, kind)
   end
-  local text = kind == "number" and ("%.17g"):format(value) or tostring(value)
+  return kind == "number" and ("%.17g"):format(value) or tostring(value)
+end
+
+local function encode_string(value, what)
+  local text = to_string(value, what)
   local n = as_counter(text)
   if n then return n, INTEGER end
   return text, BYTES
@@ -100,8 +104,9 @@ end
 local by_name = {
   native = { name = "native", encode = native.encode },
   json = { name = "json", encode = encoder(json.encode, JSON, true),
-    writes = { [INTEGER] = true } },
-  msgpack = { name = "msgpack", encode = encoder(msgpack.encode, MSGPACK, false) },
+    writes = { [INTEGER] = true }, dump = json.encode, load = json.decode },
+  msgpack = { name = "msgpack", encode = encoder(msgpack.encode, MSGPACK, false),
+    dump = msgpack.encode, load = msgpack.decode },
   string = { name = "string", encode = encode_string, decode = decode_string,
     writes = { [INTEGER] = true, [BYTES] = true } },
   none = { name = "none", encode = encode_reference },
@@ -175,6 +180,31 @@ function serializer.decode(self, format, value, what)
   else
     result, message = msgpack.decode(value)
   end
+  if result == nil then return decode_error(what, message) end
+  return result
+end
+
+-- ---- for a server: bytes as the format says, and nothing around them -----------
+
+--- The bytes of a value; raises what the serializer cannot write. Not for
+--- native, whose bytes carry an envelope.
+function serializer.to_text(self, value, what)
+  if self.name == "string" then return to_string(value, what) end
+  if self.name == "custom" then return (self.encode(value, what)) end
+  if not self.dump then
+    raise("%s: the serializer 'none' keeps values in this process, not in Redis", what)
+  end
+  local ok, bytes = pcall(self.dump, value)
+  if not ok then raise("%s: %s", what, tostring(bytes)) end
+  return bytes
+end
+
+--- The value of such bytes; nil, err when they cannot be read.
+function serializer.from_text(self, bytes, what)
+  if self.name == "string" then return bytes end
+  if self.name == "custom" then return decode_custom(self, bytes, what) end
+  if not self.load then return decode_error(what, "the serializer 'none' reads no bytes") end
+  local result, message = self.load(bytes)
   if result == nil then return decode_error(what, message) end
   return result
 end

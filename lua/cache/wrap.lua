@@ -106,7 +106,7 @@ end
 
 -- ---- values --------------------------------------------------------------------
 
-local packed_mt = {} -- several results by reference (serializer none)
+local packed_mt = require("cache.memory").packed_mt
 
 --- What the backend or a load gave, as found, results...
 function wrap.read(self, format, value)
@@ -149,10 +149,20 @@ local function find_shared(self, near, ns, key)
 end
 
 local function near_of(self)
+  if self.alias.remote then return nil end
   return self.near or (not self.copies and self.alias.near)
 end
 
+local function find_remote(self, ns, key)
+  local ser = self.serializer or self.alias.serializer
+  local format, value = self.alias.driver.find(self.alias, ns, key, ser, self.what)
+  if format == nil then return false end
+  if format == RESULTS then return true, unpack(value, 1, value.n) end
+  return true, value
+end
+
 local function find(self, ns, key)
+  if self.alias.remote then return find_remote(self, ns, key) end
   local near = near_of(self)
   if near then return find_shared(self, near, ns, key) end
   local format, value = memory.get(self.alias, ns, key)
@@ -195,16 +205,13 @@ local function is_nothing(n, ...)
   return true
 end
 
-local function encode(self, n, ...)
+local function encode(self, driver, n, ...)
   local ser = self.serializer or self.alias.serializer
-  if n == 1 and (...) ~= nil then return ser.encode((...), self.what) end
-  if ser == serializer.none then
-    return ser.encode(setmetatable({ n = n, ... }, packed_mt), self.what)
-  end
-  if ser ~= serializer.native and not is_nothing(n, ...) then
+  if n == 1 and (...) ~= nil then return driver.encode(ser, (...), self.what) end
+  if ser ~= serializer.native and ser ~= serializer.none and not is_nothing(n, ...) then
     raise("%s: the function gave %d results, and %s holds only one", self.what, n, ser.name)
   end
-  return native.encode_results(n, ...)
+  return driver.encode_results(ser, n, ...)
 end
 
 -- How results are to be kept: the TTL in milliseconds, or nil for not at all.
@@ -215,15 +222,24 @@ local function ttl_of(self, n, ...)
   return self.ttl_ms or self.alias.ttl_ms
 end
 
-local function prepare(self, n, ...)
+local function prepare(self, driver, n, ...)
   local ttl_ms = ttl_of(self, n, ...)
   if ttl_ms and self.cache_if and not self.cache_if(...) then ttl_ms = nil end
   if not ttl_ms then return nil end
-  return ttl_ms, encode(self, n, ...)
+  return ttl_ms, encode(self, driver, n, ...)
+end
+
+-- On a server: it is told, unless the key has changed since the load began, and
+-- nobody waits for its answer; those who wait here get the results.
+local function store_remote(self, driver, key, load, bytes, kind, ttl_ms, ...)
+  local stored = backend.valid(load)
+    and driver.store(self.alias, wrap.ns(self), key, bytes, kind, ttl_ms)
+  wrap.give(self, load, ...)
+  return stored
 end
 
 -- Waiters get references from here: the entry's may be gone when they resume.
-local function store(_, _, _, load, bytes, format, ttl_ms, ...)
+local function store(load, bytes, format, ttl_ms, ...)
   if format ~= REFERENCE then return backend.fill(load, bytes, format, ttl_ms) == 1 end
   local given = { n = select("#", ...), ... }
   local stored = backend.fill(load, bytes, format, ttl_ms, given) == 1
@@ -242,51 +258,57 @@ local function to_give(self, load, n, ...)
   return { n = n, ... }
 end
 
+--- Ends a load with results that are not to be stored, for those who wait.
+function wrap.give(self, load, ...)
+  backend.give(load, to_give(self, load, select("#", ...), ...))
+end
+
+-- Runs a body between the hooks of set, if there are some.
+local function run_set(self, key, ttl_ms, body, ...)
+  local plugins = self.alias.plugins
+  if not plugins then return body(...) end
+  return hooks.run(plugins, "set", self.client, key, { ttl = ttl_ms / 1000 }, body, ...)
+end
+
 --- Ends a load with the results of the function: stores them, or gives them
 --- just to those who wait. Raises what cannot be stored.
 function wrap.finish(self, load, key, ...)
-  local n = select("#", ...)
-  local ok, ttl_ms, bytes, format = pcall(prepare, self, n, ...)
+  local n, driver, remote = select("#", ...), self.alias.driver, self.alias.remote
+  local ok, ttl_ms, bytes, format = pcall(prepare, self, driver, n, ...)
   if not ok then
     backend.fail(load, ttl_ms)
     error(ttl_ms, 0)
   end
   if not ttl_ms then
-    backend.give(load, to_give(self, load, n, ...))
-    return
-  end
-  local plugins = self.alias.plugins
-  if plugins then
-    hooks.run(plugins, "set", self.client, key, { ttl = ttl_ms / 1000 }, store, nil, nil, nil, load,
-      bytes, format, ttl_ms, ...)
+    wrap.give(self, load, ...)
+  elseif remote then
+    run_set(self, key, ttl_ms, store_remote, self, driver, key, load, bytes, format, ttl_ms, ...)
   else
-    store(nil, nil, nil, load, bytes, format, ttl_ms, ...)
+    run_set(self, key, ttl_ms, store, load, bytes, format, ttl_ms, ...)
   end
 end
 
-local function add_body(client, key, _, ns, bytes, format, ttl_ms)
-  local stored = backend.add(client.alias.view, ns, key, bytes, format, ttl_ms) == 1
-  if not stored then serializer.forget(format, bytes) end
-  return stored
+local NO_WAIT = { wait = false }
+
+local function add_body(client, key, driver, ns, bytes, format, ttl_ms)
+  return driver.add(client.alias, ns, key, NO_WAIT, bytes, format, ttl_ms, "multi_cached") == true
 end
 
 --- Stores a value that nobody has asked for, unless there is one: that may be
 --- newer.
 function wrap.add(self, ns, key, value)
-  local plugins, client = self.alias.plugins, self.client
+  local client, driver = self.client, self.alias.driver
   local ttl_ms = self.ttl_ms or self.alias.ttl_ms
-  local bytes, format = encode(self, 1, value)
-  if not plugins then return add_body(client, key, nil, ns, bytes, format, ttl_ms) end
-  return hooks.run(plugins, "set", client, key, { ttl = ttl_ms / 1000 }, add_body, client, key, nil,
-    ns, bytes, format, ttl_ms)
+  local bytes, format = encode(self, driver, 1, value)
+  return run_set(self, key, ttl_ms, add_body, client, key, driver, ns, bytes, format, ttl_ms)
 end
 
 --- Removes a key; how many there were.
 function wrap.remove(self, ns, key)
-  local plugins = self.alias.plugins
-  local function body() return memory.remove(self.alias, ns, key) end
+  local plugins, the_alias = self.alias.plugins, self.alias
+  local function body() return the_alias.driver.remove(the_alias, ns, key, nil, "invalidate") end
   if not plugins then return body() end
-  return (hooks.run(plugins, "delete", self.client, key, nil, body))
+  return hooks.run(plugins, "delete", self.client, key, nil, body)
 end
 
 --- The prefix of a wrapper's keys.

@@ -286,7 +286,7 @@ static int l_decode(lua_State *L) {
 }
 
 static const char *const stamp_names[ENVELOPE_STAMPS] = {"fresh", "stale",
-                                                         "error"};
+                                                         "error", "written"};
 
 /* Takes the stamps out of the optional table at index. */
 static void check_stamps(lua_State *L, int index, struct envelope *e) {
@@ -308,12 +308,18 @@ static void check_stamps(lua_State *L, int index, struct envelope *e) {
   }
 }
 
-static int push_sealed(lua_State *L, const struct envelope *e, const char *key,
-                       size_t key_length) {
+/* The hash of the key at index. */
+static uint64_t check_key(lua_State *L, int index) {
+  size_t length;
+  const char *key = luaL_checklstring(L, index, &length);
+  return envelope_key("", 0, key, length);
+}
+
+static int push_sealed(lua_State *L, const struct envelope *e, uint64_t key) {
   struct codec_buffer out;
   codec_buffer_init(&out, L);
   size_t size = envelope_size(e);
-  envelope_seal(e, key, key_length, codec_reserve(&out, size));
+  envelope_seal(e, key, codec_reserve(&out, size));
   lua_pushlstring(L, out.data, size);
   return 1;
 }
@@ -335,28 +341,28 @@ static int decode_error(lua_State *L, const char *message) {
   return 3;
 }
 
-/* seal(type, bytes, key[, {fresh =, stale =, error = ms}]) -> bytes */
+/* seal(type, bytes, key[, {fresh =, stale =, error =, written = ms}]) -> bytes
+ */
 static int l_seal(lua_State *L) {
   struct envelope e;
-  size_t key_length;
   lua_Integer type = luaL_checkinteger(L, 1);
   e.payload = luaL_checklstring(L, 2, &e.length);
-  const char *key = luaL_checklstring(L, 3, &key_length);
+  uint64_t key = check_key(L, 3);
   luaL_argcheck(L, type >= ENVELOPE_RAW && type <= ENVELOPE_RESULTS, 1,
                 "RAW, VALUE or RESULTS expected");
   e.type = (unsigned)type;
   check_stamps(L, 4, &e);
-  return push_sealed(L, &e, key, key_length);
+  return push_sealed(L, &e, key);
 }
 
-/* open(bytes, key) -> type, bytes, fresh, stale, error; or nil, "decode",
- * message */
+/* open(bytes, key) -> type, bytes, fresh, stale, error, written; or nil,
+ * "decode", message */
 static int l_open(lua_State *L) {
   struct envelope e;
-  size_t length, key_length;
+  size_t length;
   const char *bytes = luaL_checklstring(L, 1, &length);
-  const char *key = luaL_checklstring(L, 2, &key_length);
-  const char *error = envelope_open(&e, bytes, length, key, key_length);
+  uint64_t key = check_key(L, 2);
+  const char *error = envelope_open(&e, bytes, length, key);
   if (error != NULL)
     return decode_error(L, error);
   lua_pushinteger(L, (lua_Integer)e.type);
@@ -377,11 +383,10 @@ static int is_decimal(lua_State *L, int index, int64_t *value) {
 static int l_pack(lua_State *L) {
   struct envelope e;
   struct codec_writer w;
-  size_t key_length;
   int64_t integer;
   char decimal[ENVELOPE_DECIMAL_MAX + 1];
   luaL_checkany(L, 1);
-  const char *key = luaL_checklstring(L, 2, &key_length);
+  uint64_t key = check_key(L, 2);
   w.format = &format;
   w.classes = check_classes(L, 3);
   check_stamps(L, 4, &e);
@@ -398,7 +403,7 @@ static int l_pack(lua_State *L) {
     e.payload = w.out.data;
     e.length = w.out.length;
   }
-  return push_sealed(L, &e, key, key_length);
+  return push_sealed(L, &e, key);
 }
 
 /* Pushes the payload's value: 1, or 3 with nil, "decode", message. */
@@ -419,17 +424,17 @@ static int push_payload(lua_State *L, const struct envelope *e, int classes) {
  * error; or nil, "decode", message */
 static int l_unpack(lua_State *L) {
   struct envelope e;
-  size_t length, key_length;
+  size_t length;
   int64_t integer;
   const char *bytes = luaL_checklstring(L, 1, &length);
-  const char *key = luaL_checklstring(L, 2, &key_length);
+  uint64_t key = check_key(L, 2);
   int classes = check_classes(L, 3);
   if (envelope_read_decimal(bytes, length, &integer)) {
     lua_pushnumber(L, (double)integer);
     lua_pushinteger(L, ENVELOPE_VALUE);
     return 2;
   }
-  const char *error = envelope_open(&e, bytes, length, key, key_length);
+  const char *error = envelope_open(&e, bytes, length, key);
   if (error != NULL)
     return decode_error(L, error);
   int n = push_payload(L, &e, classes);

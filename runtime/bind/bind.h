@@ -34,6 +34,8 @@ struct bind_setting {
   char shown[256];      /* secrets masked */
 };
 
+struct redis_options; /* redis/conn.h */
+
 struct bind_host {
   void *ud;
   void (*log)(void *ud, int level, const char *line);
@@ -43,15 +45,20 @@ struct bind_host {
   /* Overlays n settings, all or none. 0, or -1 with one line in err. */
   int (*configure)(void *ud, const char *const *names, const char *const *texts,
                    int n, char *err, size_t size);
+  /* Fills in where Redis is, as configured: 1; 0 it is not; -1 with one line
+   * in err. *out is zeroed before. */
+  int (*redis)(void *ud, struct redis_options *out, char *err, size_t size);
 };
 
 struct cache_bind; /* bind/cache.c's own */
+struct redis_bind; /* bind/redis.c's own */
 
 struct bind {
   lua_State *L;
   struct sched sched;
   struct bind_host host;
   struct cache_bind *cache; /* NULL until the cache is first used */
+  struct redis_bind *redis; /* NULL until Redis is first asked for */
   unsigned flags;
 };
 
@@ -95,6 +102,7 @@ int bind_start_cli(struct bind *b, const struct bind_cli *cli, char *err,
 int bind_open_task(lua_State *L);
 int bind_open_host(lua_State *L);
 int bind_open_cache(lua_State *L);
+int bind_open_redis(lua_State *L);
 int bind_open_codec(lua_State *L);
 int bind_open_json(lua_State *L);
 int bind_open_msgpack(lua_State *L);

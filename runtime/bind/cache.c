@@ -233,8 +233,8 @@ static int l_clear(lua_State *L) {
   struct backend *view = cache_check_view(L, 1);
   size_t len;
   const char *prefix = luaL_checklstring(L, 2, &len);
-  lua_pushinteger(
-      L, view->ops->clear(view, cache_now(cache_of(L)), prefix, len, NULL));
+  lua_pushinteger(L, view->ops->clear(view, cache_now(cache_of(L)), prefix, len,
+                                      NULL, NULL));
   return 1;
 }
 

@@ -183,7 +183,7 @@ static int l_set_many(lua_State *L) {
     lua_pop(L, 1); /* the list keeps it */
   }
   lua_pushinteger(L, view->ops->set_many(view, now, ns, ns_len, keys, values,
-                                         formats, n, ttl_ms, NULL));
+                                         formats, n, ttl_ms, NULL, NULL));
   return 1;
 }
 

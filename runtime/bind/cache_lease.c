@@ -465,6 +465,15 @@ static int l_waiters(lua_State *L) {
   return 1;
 }
 
+/* valid(load) -> would its value be stored? */
+static int l_valid(lua_State *L) {
+  struct load *load = check_load(L);
+  lua_pushboolean(L, load->view->ops->valid(load->view, cache_now(load->cache),
+                                            "", 0, load->key, load->key_len,
+                                            load->token) == 1);
+  return 1;
+}
+
 static int l_load_gc(lua_State *L) {
   struct load *load = luaL_checkudata(L, 1, LOAD_MT);
   if (load->token != 0)
@@ -474,7 +483,8 @@ static int l_load_gc(lua_State *L) {
 
 const luaL_Reg cache_leases[] = {
     {"lease", l_lease}, {"fill", l_fill},       {"fail", l_fail},
-    {"give", l_give},   {"waiters", l_waiters}, {NULL, NULL},
+    {"give", l_give},   {"waiters", l_waiters}, {"valid", l_valid},
+    {NULL, NULL},
 };
 
 void cache_open_leases(lua_State *L) {

@@ -18,7 +18,8 @@ enum {
   AT_KEY = 9,
   HASH = 8,
   STAMP = 8,
-  ALL_FLAGS = (1 << ENVELOPE_STAMPS) - 1
+  ALL_FLAGS = (1 << ENVELOPE_STAMPS) - 1,
+  KEY_JOINED_MAX = 512 /* bytes of a key that are joined on the stack */
 };
 
 static const char magic[2] = {(char)0xc1, 'M'};
@@ -31,8 +32,26 @@ size_t envelope_size(const struct envelope *e) {
   return ENVELOPE_HEAD + STAMP * stamp_count(e->flags) + e->length + HASH;
 }
 
-void envelope_seal(const struct envelope *e, const char *key, size_t key_length,
-                   char *out) {
+const char envelope_other_key[] = "the value of another key";
+
+uint64_t envelope_key(const char *ns, size_t ns_length, const char *key,
+                      size_t key_length) {
+  char joined[KEY_JOINED_MAX];
+  if (ns_length == 0)
+    return XXH3_64bits(key, key_length);
+  if (ns_length + key_length <= sizeof joined) {
+    memcpy(joined, ns, ns_length);
+    memcpy(joined + ns_length, key, key_length);
+    return XXH3_64bits(joined, ns_length + key_length);
+  }
+  XXH3_state_t state;
+  XXH3_64bits_reset(&state);
+  XXH3_64bits_update(&state, ns, ns_length);
+  XXH3_64bits_update(&state, key, key_length);
+  return XXH3_64bits_digest(&state);
+}
+
+void envelope_seal(const struct envelope *e, uint64_t key, char *out) {
   char *at = out + ENVELOPE_HEAD;
   assert(e->flags <= ALL_FLAGS && e->length <= UINT32_MAX);
   memcpy(out, magic, sizeof magic);
@@ -40,7 +59,7 @@ void envelope_seal(const struct envelope *e, const char *key, size_t key_length,
   out[AT_TYPE] = (char)e->type;
   out[AT_FLAGS] = (char)e->flags;
   bytes_put32(out + AT_LENGTH, (uint32_t)e->length);
-  bytes_put64(out + AT_KEY, XXH3_64bits(key, key_length));
+  bytes_put64(out + AT_KEY, key);
   for (int i = 0; i < ENVELOPE_STAMPS; i++)
     if (e->flags & 1u << i) {
       bytes_put64(at, e->stamps[i]);
@@ -73,14 +92,14 @@ static const char *check_head(struct envelope *e, const char *bytes,
 }
 
 const char *envelope_open(struct envelope *e, const char *bytes, size_t length,
-                          const char *key, size_t key_length) {
+                          uint64_t key) {
   const char *error = check_head(e, bytes, length), *at = bytes + ENVELOPE_HEAD;
   if (error != NULL)
     return error;
   if (bytes_get64(bytes + length - HASH) != XXH3_64bits(bytes, length - HASH))
     return "damaged: the hash does not fit";
-  if (bytes_get64(bytes + AT_KEY) != XXH3_64bits(key, key_length))
-    return "the value of another key";
+  if (bytes_get64(bytes + AT_KEY) != key)
+    return envelope_other_key;
   for (int i = 0; i < ENVELOPE_STAMPS; i++) {
     e->stamps[i] = 0;
     if (e->flags & 1u << i) {
@@ -90,6 +109,17 @@ const char *envelope_open(struct envelope *e, const char *bytes, size_t length,
   }
   e->payload = at;
   return NULL;
+}
+
+uint64_t envelope_written(const char *bytes, size_t length) {
+  const unsigned bit = 1u << ENVELOPE_WRITTEN;
+  if (length < ENVELOPE_HEAD || memcmp(bytes, magic, sizeof magic) != 0)
+    return 0;
+  unsigned flags = (unsigned char)bytes[AT_FLAGS];
+  size_t at = ENVELOPE_HEAD + STAMP * stamp_count(flags & (bit - 1));
+  if (bytes[AT_VERSION] != VERSION || !(flags & bit) || at + STAMP > length)
+    return 0;
+  return bytes_get64(bytes + at);
 }
 
 int envelope_read_decimal(const char *bytes, size_t length, int64_t *out) {

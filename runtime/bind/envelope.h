@@ -31,7 +31,13 @@ enum envelope_type {
   ENVELOPE_RESULTS = 3 /* the same of {n = count, results...} */
 };
 
-enum { ENVELOPE_FRESH, ENVELOPE_STALE, ENVELOPE_ERROR, ENVELOPE_STAMPS };
+enum {
+  ENVELOPE_FRESH,
+  ENVELOPE_STALE,
+  ENVELOPE_ERROR,
+  ENVELOPE_WRITTEN,
+  ENVELOPE_STAMPS
+};
 
 enum {
   ENVELOPE_HEAD = 17,
@@ -42,19 +48,26 @@ enum {
 struct envelope {
   unsigned type;                    /* envelope_type */
   unsigned flags;                   /* bit i: stamps[i] is there */
-  uint64_t stamps[ENVELOPE_STAMPS]; /* ms: fresh, stale, error until */
+  uint64_t stamps[ENVELOPE_STAMPS]; /* ms: fresh, stale, error until; written */
   const char *payload;              /* open: points into the bytes */
   size_t length;                    /* of the payload, below 4 GiB */
 };
 
 /* Bytes of the sealed envelope. */
 size_t envelope_size(const struct envelope *e);
-/* Writes them to out. */
-void envelope_seal(const struct envelope *e, const char *key, size_t key_length,
-                   char *out);
+/* The hash of a key, in its two pieces. */
+uint64_t envelope_key(const char *ns, size_t ns_length, const char *key,
+                      size_t key_length);
+/* Writes the sealed envelope to out. */
+void envelope_seal(const struct envelope *e, uint64_t key, char *out);
 /* NULL with *e filled, or a sentence that says what is wrong. */
 const char *envelope_open(struct envelope *e, const char *bytes, size_t length,
-                          const char *key, size_t key_length);
+                          uint64_t key);
+/* What envelope_open says to a value of another key. */
+extern const char envelope_other_key[];
+/* The stamp `written` of the head of an envelope, of which there may be only
+ * the first bytes; 0 when there is none. */
+uint64_t envelope_written(const char *bytes, size_t length);
 
 /* Is it an integer in canonical decimal text, |n| <= 2^53, not -0? */
 int envelope_read_decimal(const char *bytes, size_t length, int64_t *out);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "bind/bind.h"
+#include "bind/redis.h"
 #include "bind/trace.h"
 
 #ifdef MOONSTASH_LUA_MALLOC
@@ -64,6 +65,7 @@ static int open_protected(lua_State *L) {
   preload(L, b, "moonstash.task", bind_open_task);
   preload(L, b, "moonstash.host", bind_open_host);
   preload(L, b, "moonstash.backend", bind_open_cache);
+  preload(L, b, "moonstash.redis", bind_open_redis);
   preload(L, b, "moonstash.codec", bind_open_codec);
   preload(L, b, "moonstash.json", bind_open_json);
   preload(L, b, "moonstash.msgpack", bind_open_msgpack);
@@ -107,8 +109,16 @@ int bind_open(struct bind *b, uv_loop_t *loop, const struct bind_host *host,
   return 0;
 }
 
+/* Lets the replies come for which no task waits. */
+static void drain_redis(struct bind *b, uint64_t until_ns) {
+  while (bind_redis_busy(b) > 0 && uv_hrtime() < until_ns)
+    uv_run(b->sched.loop, UV_RUN_ONCE);
+}
+
 void bind_drain(struct bind *b, unsigned drain_ms) {
+  uint64_t until_ns = uv_hrtime() + (uint64_t)drain_ms * 1000000;
   int left = b->sched.alive > 0 ? sched_drain(&b->sched, drain_ms) : 0;
+  drain_redis(b, until_ns);
   if (left == 0 || b->sched.told_left)
     return;
   b->sched.told_left = 1; /* close drains once more */
@@ -122,6 +132,7 @@ void bind_close(struct bind *b) {
   if (b->L != NULL)
     lua_close(b->L);
   bind_close_cache(b);
+  bind_redis_free(b);
   b->L = NULL;
 }
 

@@ -18,7 +18,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bind/redis.h"
 #include "clock.h"
+#include "host/redis_options.h"
 #include "host/settings.h"
 
 enum {
@@ -104,22 +106,16 @@ static int fail(moonstash *m, int code, const char *format, ...) {
 
 /* ---- settings ---- */
 
-/* This version has neither Redis nor metrics to fetch: what is configured must
- * not be ignored. */
+/* This version has no metrics to fetch: what is configured must not be
+ * ignored. */
 static int refuse_later(const struct settings *s, char *err, size_t size) {
-  static const int ids[] = {SETTING_REDIS_HOST, SETTING_REDIS_URL};
-  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
-    if (settings_is_set(s, ids[i])) {
-      snprintf(err, size, "Redis: not in this version (%s is set)",
-               settings_variable(ids[i]));
-      return -1;
-    }
+  struct redis_options options;
   if (settings_is_set(s, SETTING_METRICS_LISTEN)) {
     snprintf(err, size, "%s: not in this version",
              settings_variable(SETTING_METRICS_LISTEN));
     return -1;
   }
-  return 0;
+  return redis_options_read(s, &options, err, size) < 0 ? -1 : 0;
 }
 
 static int level_of(const char *name) {
@@ -175,6 +171,12 @@ static int configure(void *ud, const char *const *names,
   m->settings = next;
   m->log_level = level_of(settings_text(next, SETTING_LOG));
   return 0;
+}
+
+static int get_redis(void *ud, struct redis_options *out, char *err,
+                     size_t size) {
+  moonstash *m = ud;
+  return redis_options_read(m->settings, out, err, size);
 }
 
 /* Reads the environment. */
@@ -252,6 +254,7 @@ static void empty_loop(moonstash *m) {
 
 /* Frees the state and the loop. The scheduler has begun to close. */
 static void close_bind(moonstash *m) {
+  bind_redis_close(&m->bind);
   empty_loop(m);
   assert(m->bind.sched.open_handles == 0);
   bind_close(&m->bind);
@@ -262,7 +265,8 @@ static void close_bind(moonstash *m) {
 }
 
 static int open_bind(moonstash *m) {
-  struct bind_host host = {m, log_line, uncaught, get_setting, configure};
+  struct bind_host host = {m,           log_line,  uncaught,
+                           get_setting, configure, get_redis};
   unsigned flags = m->options.flags;
   int rc = bind_open(&m->bind, &m->loop, &host,
                      (flags & MOONSTASH_NO_ENV ? BIND_NO_ENV : 0) |
@@ -274,6 +278,20 @@ static int open_bind(moonstash *m) {
     return MOONSTASH_EIO;
   log_line(m, MOONSTASH_LOG_ERROR, "open: not enough memory");
   return MOONSTASH_ENOMEM;
+}
+
+/* Connects to Redis, if the start depends on it. */
+static int require_redis(moonstash *m) {
+  char err[LINE_MAX_BYTES / 2], line[LINE_MAX_BYTES];
+  if (settings_number(m->settings, SETTING_REQUIRE_REDIS) == 0 ||
+      bind_redis_require(&m->bind, err, sizeof err) == 0)
+    return 0;
+  snprintf(line, sizeof line, "%s (%s is on)", err,
+           settings_variable(SETTING_REQUIRE_REDIS));
+  log_line(m, MOONSTASH_LOG_ERROR, line);
+  sched_close(&m->bind.sched);
+  close_bind(m);
+  return MOONSTASH_EIO;
 }
 
 int moonstash_open(moonstash **out, const moonstash_options *options) {
@@ -293,6 +311,8 @@ int moonstash_open(moonstash **out, const moonstash_options *options) {
     rc = open_loop(m);
   if (rc == 0)
     rc = open_bind(m);
+  if (rc == 0)
+    rc = require_redis(m);
   if (rc < 0) {
     settings_close(m->settings);
     free(m);

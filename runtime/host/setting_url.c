@@ -145,16 +145,32 @@ const char *setting_split_url(const char *text, struct url *url) {
   return read_path(rest, url);
 }
 
+/* The character at *i, decoded; *i is then at its last byte. */
+static char decoded_at(struct span s, size_t *i) {
+  if (s.at[*i] != '%')
+    return s.at[*i];
+  assert(*i + 2 < s.length);
+  *i += 2;
+  return (char)(hex_digit(s.at[*i - 1]) * 16 + hex_digit(s.at[*i]));
+}
+
+int setting_decode(struct span s, char *out, size_t size) {
+  size_t n = 0;
+
+  for (size_t i = 0; i < s.length; i++) {
+    out[n] = decoded_at(s, &i);
+    if (out[n] == '\0' || ++n == size)
+      return -1;
+  }
+  out[n] = '\0';
+  return 0;
+}
+
 /* Decodes as it compares, so that no copy of a password is left behind. */
 int setting_same_decoded(struct span s, const char *text) {
   for (size_t i = 0; i < s.length; i++, text++) {
-    char c = s.at[i];
+    char c = decoded_at(s, &i);
 
-    if (c == '%') {
-      assert(i + 2 < s.length);
-      c = (char)(hex_digit(s.at[i + 1]) * 16 + hex_digit(s.at[i + 2]));
-      i += 2;
-    }
     if (*text == '\0' || *text != c)
       return 0;
   }

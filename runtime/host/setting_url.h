@@ -33,6 +33,11 @@ struct url {
  * nothing of the text; *url is then not to be used. */
 const char *setting_split_url(const char *text, struct url *url);
 
+/* Writes what s stands for once its %XX are decoded, as they are in what
+ * setting_split_url has accepted. 0, or -1 when it does not fit or holds a NUL.
+ */
+int setting_decode(struct span s, char *out, size_t size);
+
 /* Is text what s stands for once its %XX are decoded? Both %XX digits of
  * each must be there, as in what setting_split_url has accepted. */
 int setting_same_decoded(struct span s, const char *text);

@@ -222,7 +222,7 @@ static int get_many(struct backend *self, uint64_t now, const char *ns,
 static int set_many(struct backend *self, uint64_t now, const char *ns,
                     size_t ns_len, const struct backend_slice *keys,
                     const struct backend_slice *values, const uint32_t *formats,
-                    size_t n, uint64_t ttl_ms, STORE_NO_WAIT) {
+                    size_t n, uint64_t ttl_ms, int *statuses, STORE_NO_WAIT) {
   struct view *view = (struct view *)self;
   struct target at;
   int first = 1;
@@ -234,6 +234,8 @@ static int set_many(struct backend *self, uint64_t now, const char *ns,
       rc = store_put(&at, values[i].data, values[i].length, formats[i], ttl_ms);
     if (rc < 0 && first > 0)
       first = rc;
+    if (statuses)
+      statuses[i] = rc;
   }
   pthread_mutex_unlock(&view->store->mutex);
   return first;
@@ -262,9 +264,10 @@ static int remove_many(struct backend *self, uint64_t now, const char *ns,
 /* A walk over all buckets with the mutex held, until the view has no entries
  * left. It costs in proportion to the whole store, not to the prefix. */
 static int clear(struct backend *self, uint64_t now, const char *prefix,
-                 size_t prefix_len, STORE_NO_WAIT) {
+                 size_t prefix_len, uint64_t *cursor, STORE_NO_WAIT) {
   struct view *view = (struct view *)self;
   struct store *store = view->store;
+  (void)cursor; /* all in one step */
   pthread_mutex_lock(&store->mutex);
   store_poison_prefix(view, prefix, prefix_len);
   for (size_t i = 0; i < store->bucket_count && view->stats.entries > 0; i++) {
@@ -374,7 +377,7 @@ static void stats(struct backend *self, uint64_t now,
 static void close_view(struct backend *self) {
   struct view *view = (struct view *)self;
   store_end_leases(view);
-  clear(self, 0, "", 0, NULL);
+  clear(self, 0, "", 0, NULL, NULL);
   assert(view->stats.entries == 0 && view->stats.bytes == 0);
   store_close(view->store); /* the view's reference */
   free(view);
@@ -402,6 +405,7 @@ const struct backend_ops store_calls = {
     .fill = store_fill,
     .abandon = store_abandon,
     .waiters = store_waiters,
+    .valid = store_valid,
     .unwait = store_unwait,
     .stats = stats,
     .close = close_view,

@@ -169,6 +169,7 @@ int store_fill(BACKEND_KEY_ARGS, uint64_t token, const void *bytes,
 int store_abandon(BACKEND_KEY_ARGS, uint64_t token, const char *message,
                   size_t message_len);
 int store_waiters(BACKEND_KEY_ARGS, uint64_t token);
+int store_valid(BACKEND_KEY_ARGS, uint64_t token);
 int store_unwait(struct backend *self, struct backend_wait *wait);
 
 /* calls.c */

@@ -211,6 +211,15 @@ int store_waiters(BACKEND_KEY_ARGS, uint64_t token) {
   return store_end(&at, count);
 }
 
+int store_valid(BACKEND_KEY_ARGS, uint64_t token) {
+  struct target at;
+  int rc = store_begin(&at, STORE_KEY);
+  if (rc < 0)
+    return rc;
+  struct lease **link = token ? find_lease(&at, token) : NULL;
+  return store_end(&at, link && *link && !(*link)->poisoned);
+}
+
 /* Whoever clears prev answers the wait: fill, abandon and close do so under
  * the mutex before they wake, so a 0 here means wake has come or will. */
 int store_unwait(struct backend *self, struct backend_wait *wait) {

@@ -111,7 +111,7 @@ static int remove_key(struct backend *m, const char *key) {
 }
 
 static int clear(struct backend *m, const char *prefix) {
-  return m->ops->clear(m, NOW, prefix, strlen(prefix), NULL);
+  return m->ops->clear(m, NOW, prefix, strlen(prefix), NULL, NULL);
 }
 
 static int increment(struct backend *m, const char *key, int64_t delta,
@@ -395,7 +395,7 @@ static void every_call_drops_what_is_past_its_time(void **state) {
           m->ops->get_many(m, late, "", 0, &k, 1, NULL, 0, &used, &item, NULL),
           0);
     else if (step == 9)
-      assert_int_equal(m->ops->clear(m, late, "", 0, NULL), 1);
+      assert_int_equal(m->ops->clear(m, late, "", 0, NULL, NULL), 1);
     else
       assert_int_equal(add(m, late, "k", "new"), 1);
     assert_int_equal(stats(m).expired, before + 1);
@@ -585,7 +585,7 @@ static void the_bound_holds_with_all_metadata(void **state) {
     else if (op == 10)
       v->ops->remove(v, now, "", 0, key, n, NULL);
     else if (op == 11 && i % 500 == 0)
-      v->ops->clear(v, now, key, 2, NULL);
+      v->ops->clear(v, now, key, 2, NULL, NULL);
     else if (op == 12 && i % 50 == 0)
       store_resize(room->store, TIGHT / 2 + random_next(&seed) % TIGHT);
     else
@@ -820,16 +820,20 @@ static void set_many_stores_all_and_gives_the_first_error(void **state) {
   struct backend_slice values[4] = {
       {"1", 1}, {large, sizeof large}, {"3", 1}, {"4", 1}};
   uint32_t formats[4] = {5, 6, 7, 8};
+  int statuses[4];
   store_resize(room->store, TIGHT);
-  assert_int_equal(
-      m->ops->set_many(m, NOW, "", 0, keys, values, formats, 4, 9, NULL),
-      BACKEND_ETOOLARGE);
+  assert_int_equal(m->ops->set_many(m, NOW, "", 0, keys, values, formats, 4, 9,
+                                    statuses, NULL),
+                   BACKEND_ETOOLARGE);
+  const int each[4] = {1, BACKEND_ETOOLARGE, BACKEND_EINVAL, 1};
+  assert_memory_equal(statuses, each, sizeof each);
   assert_value(m, "a", "1");
   assert_value(m, "c", "4");
   assert_int_equal(info(m, "c").format, 8);
   assert_int_equal(info(m, "c").expires_ms, NOW + 9);
-  assert_int_equal(
-      m->ops->set_many(m, NOW, "n:", 2, keys, values, formats, 1, 9, NULL), 1);
+  assert_int_equal(m->ops->set_many(m, NOW, "n:", 2, keys, values, formats, 1,
+                                    9, NULL, NULL),
+                   1);
   assert_value(m, "n:a", "1");
 }
 
@@ -1054,7 +1058,7 @@ static int change_key(struct backend *m, int way) {
     return clear(m, "k");
   case 6:
     return m->ops->set_many(m, NOW, "", 0, &one_key, &one_value,
-                            (uint32_t[]){0}, 1, 0, NULL);
+                            (uint32_t[]){0}, 1, 0, NULL, NULL);
   case 7:
     return m->ops->remove_many(m, NOW, "", 0, &one_key, 1, NULL) == 0;
   default:
@@ -1510,7 +1514,7 @@ static void model_step(struct model *model, uint64_t now, uint64_t *seed) {
     break;
   case 8:
     if (random_next(seed) % 50 == 0) {
-      m->ops->clear(m, now, key, 2, NULL);
+      m->ops->clear(m, now, key, 2, NULL, NULL);
       for (int j = i % 3; j < MODEL_KEYS; j += 3)
         model->cells[j].live = 0;
     }
@@ -1646,7 +1650,7 @@ static void hammer_step(struct hammer *h) {
     uint64_t cursor = 0, sum = 0;
     m->ops->scan(m, NOW, "k", 1, &cursor, 20, sum_up, &sum, NULL);
   } else if (op == 61) {
-    m->ops->clear(m, NOW, name, strlen(name), NULL);
+    m->ops->clear(m, NOW, name, strlen(name), NULL, NULL);
   } else {
     stats(m);
     m->ops->touch(m, NOW, KEY(name), UINT64_MAX, NULL);

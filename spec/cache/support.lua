@@ -26,9 +26,13 @@ function support.raises(text, fn, ...)
   end
 end
 
---- Lets the other tasks go as far as they can.
+--- Lets the other tasks go as far as they can, also to where they wait for what
+--- Redis answers.
 function support.settle()
-  for _ = 1, 5 do require("task").yield() end
+  local task = require "task"
+  for _ = 1, 5 do task.yield() end
+  while (cache.persistent:stats().in_flight or 0) > 0 do task.sleep(0.0005) end
+  for _ = 1, 5 do task.yield() end
 end
 
 --- A function that counts its calls and gives its result; support.calls(it).
