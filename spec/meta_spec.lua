@@ -1,6 +1,7 @@
 -- lua/meta documents what the modules export, all of it and nothing else.
 local cache = require "cache"
 local host = require "moonstash.host"
+local redis = require "spec.support.redis"
 local task = require "task"
 
 -- Methods that are no part of the API begin with an underscore, or raise that
@@ -211,6 +212,22 @@ describe("the cache module", function()
     end
   end)
 
+  -- Runs fn with persistent on a server that plays this script.
+  local function on_redis(script, fn)
+    local server = redis.fake("handshake\n" .. script)
+    local before = { redis_url = "", redis_timeout = 1, log = cache.settings.log }
+    task.defer(cache.configure_caches, before)
+    cache.configure_caches { redis_url = server.url, redis_timeout = 0.05, log = "error" }
+    fn(cache.persistent)
+    cache.configure_caches(before)
+  end
+
+  it("has the counters of Redis that are documented", function()
+    on_redis("hang", function(object)
+      assert.same(sorted(meta.classes["cache.RedisStats"]), sorted(object:stats()))
+    end)
+  end)
+
   it("gives info the fields that are documented", function()
     cache.memory:set("meta", 1)
     assert.same(sorted(meta.classes["cache.Info"]), sorted(cache.memory:info "meta"))
@@ -233,7 +250,22 @@ describe("the cache module", function()
       codes[result[2].code] = true
     end
     assert.same(sorted(meta.classes["cache.Error"]), sorted(names))
-    codes.no_memory, codes.server = true, true -- which a spec cannot bring about
+    on_redis("read 1\nsend -ERR no\\r\\n\nhang", function(remote)
+      codes[select(2, remote:get "k").code] = true -- server
+      codes[select(2, remote:get "k").code] = true -- timeout
+      local err
+      repeat err = select(2, remote:set("k", 1, { wait = false })) until err
+      codes[err.code] = true -- overloaded
+    end)
+    on_redis("hang", function(remote)
+      remote:get "k" -- so that it is connected
+      local waiting = task.spawn(remote.get, remote, "k", nil, { timeout = 5 })
+      task.yield()
+      cache.configure_caches { redis_url = "redis://127.0.0.1:1" }
+      codes[select(2, waiting:join()).code] = true -- closed
+      codes[select(2, remote:get "k").code] = true -- connection
+    end)
+    codes.no_memory = true -- which a spec cannot bring about
     local documented = {}
     local list = read "cache":match "\n%-%-%-@alias cache%.ErrorCode\n(.-)\n\n"
     for code in list:gmatch '| "([%w_]+)"' do documented[code] = true end

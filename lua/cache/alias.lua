@@ -1,7 +1,7 @@
 -- Aliases: a named backend with its defaults. Cache objects and wrappers hold
 -- the alias itself and look at its fields with each call, so that they follow
--- configure_caches. One that lives on Redis has a memory view, too: for the
--- leases of loads in flight (see cache/redis.lua).
+-- configure_caches. Those that live on Redis have one memory view together: for
+-- the leases of loads in flight (see cache/redis.lua), as they share the keys.
 local backend = require "moonstash.backend"
 local host = require "moonstash.host"
 local redis = require "moonstash.redis"
@@ -26,7 +26,8 @@ local NEAR_MAX = 16384 -- decoded values that an alias with copy = false keeps
 local ALIASES_MAX = 100 -- each may have two of the backend's 256 views
 
 -- name -> {name, driver: cache.memory or cache.redis, view: its memory backend,
--- remote: its Redis backend or nil, timeout: seconds (Redis), ttl_ms,
+-- remote: its Redis backend or nil, redis: the same, which stays when it leaves,
+-- timeout: seconds (Redis), ttl_ms,
 -- ns: prefix of keys or "", serializer, plugins: list or nil, near: decoded
 -- values or nil (copy = true), generation: grows when it is configured}
 local aliases = {}
@@ -134,9 +135,6 @@ local function check_definition(name, definition)
     raise("%s: the backend '%s' is %s", what, kind,
       kind == "tiered" and "not in this version" or "unknown: use 'memory' or 'redis'")
   end
-  if kind == "redis" and definition.serializer == "none" then
-    raise("%s: the serializer 'none' keeps values in this process, not in Redis", what)
-  end
   if definition.max_bytes ~= nil then
     if kind == "redis" then
       raise("%s.max_bytes bounds a store in memory: Redis has maxmemory", what)
@@ -159,32 +157,44 @@ local function copy_definition(definition)
   return copy
 end
 
+local leases -- the view of all aliases on Redis
+
 -- The alias's backend: a view of the common store, or of one of its own. The
 -- one that is not in use stays, for loads in flight point to it.
-local function open_view(the_alias, max_bytes)
-  if the_alias.view and the_alias.max_bytes == max_bytes then return end
+local function view_of(the_alias, remote, max_bytes)
+  if remote then
+    leases = leases or backend.view()
+    return leases
+  end
   local which = max_bytes and "own" or "common"
   local view = the_alias[which]
   if view and max_bytes then backend.resize(max_bytes, view) end
-  if not view then
-    view = backend.view(max_bytes)
-    the_alias[which] = view
-  end
-  if view ~= the_alias.view then
-    if the_alias.view then backend.clear(the_alias.view, "") end
-    backend.clear(view, "") -- what a load has left there since
-    the_alias.view = view
-    alias.memory.open(the_alias)
-  end
-  the_alias.max_bytes = max_bytes
+  the_alias[which] = view or backend.view(max_bytes)
+  return the_alias[which]
 end
 
--- Takes the alias to Redis, or back to memory.
-local function choose_driver(the_alias, definition, configured)
+local function open_view(the_alias, remote, max_bytes)
+  local view = view_of(the_alias, remote, max_bytes)
+  if view == the_alias.view then return end
+  if the_alias.view then backend.clear(the_alias.view, "") end
+  backend.clear(view, "") -- what a load has left there since
+  the_alias.view = view
+  alias.memory.open(the_alias)
+end
+
+-- Does an alias of this definition live on Redis?
+local function is_remote(name, definition, configured)
   local kind = definition.backend
-  local remote = kind == "redis" or (kind == nil and the_alias.name == "persistent" and configured)
-  if remote and not the_alias.remote then backend.clear(the_alias.view, "") end
-  if remote then the_alias.redis = the_alias.redis or redis.view() end
+  return kind == "redis" or (kind == nil and name == "persistent" and configured)
+end
+
+-- Takes the alias to Redis, or back to memory. A load in flight is not stored on
+-- Redis: it may have begun under another server or namespace.
+local function choose_driver(the_alias, remote)
+  if remote then
+    backend.clear(the_alias.view, "")
+    the_alias.redis = the_alias.redis or redis.view()
+  end
   the_alias.remote = remote and the_alias.redis or nil
   the_alias.driver = remote and redis_driver or memory
   the_alias.timeout = settings.get "redis_timeout"
@@ -195,8 +205,9 @@ local function apply(name, configured)
   local definition = definitions[name] or {}
   local the_alias = aliases[name] or { name = name }
   aliases[name] = the_alias
-  open_view(the_alias, definition.max_bytes)
-  choose_driver(the_alias, definition, configured)
+  local remote = is_remote(name, definition, configured)
+  open_view(the_alias, remote, definition.max_bytes)
+  choose_driver(the_alias, remote)
   local ttl = definition.ttl
   if ttl == nil then ttl = settings.get(DEFAULT_TTL[name] or "default_ttl") end
   the_alias.ttl_ms = alias.ttl_ms(ttl, "configure_caches")
@@ -223,19 +234,24 @@ local function will_be_set(name, values)
   return value ~= nil and value ~= ""
 end
 
--- Raises when an alias is to live on a Redis that is not configured.
-local function check_redis(values, new)
-  if will_be_set("redis_host", values) or will_be_set("redis_url", values) then return end
-  for name in pairs(aliases) do
-    local definition = new[name] or definitions[name]
-    if definition and definition.backend == "redis" then
-      raise("configure_caches: aliases.%s: the backend 'redis' needs redis_host or redis_url", name)
-    end
+-- Raises when an alias is to live on a Redis that is not configured, or to keep
+-- there what cannot leave the process.
+local function check_remote(name, definition, configured)
+  if not is_remote(name, definition, configured) then return end
+  local ser = definition.serializer
+  if ser == "none" or ser == serializer.none then
+    raise("configure_caches: aliases.%s: %s", name, serializer.none_is_here)
   end
-  for name, definition in pairs(new) do
-    if definition.backend == "redis" then
-      raise("configure_caches: aliases.%s: the backend 'redis' needs redis_host or redis_url", name)
-    end
+  if not configured then
+    raise("configure_caches: aliases.%s: the backend 'redis' needs redis_host or redis_url", name)
+  end
+end
+
+local function check_redis(values, new)
+  local configured = will_be_set("redis_host", values) or will_be_set("redis_url", values)
+  for name, definition in pairs(new) do check_remote(name, definition, configured) end
+  for name, definition in pairs(definitions) do
+    if not new[name] then check_remote(name, definition, configured) end
   end
 end
 
@@ -265,7 +281,7 @@ end
 
 --- Empties every alias, whether caching is on or not.
 function alias.clear_all()
-  for _, each in pairs(aliases) do each.driver.clear(each, "") end
+  for _, each in pairs(aliases) do backend.clear(each.view, "") end
 end
 
 if not apply_all() then

@@ -107,14 +107,50 @@ local function run(self, wanted, loads, under, ...)
   return map
 end
 
+-- On a server the leases come first, as in cached.lua: what this call holds is
+-- looked up in one question, and then fn gets what is missing of it.
+local function look_up_leased(self, wanted, loads, under, result)
+  local asked, list, missing = {}, {}, {}
+  for _, k in ipairs(wanted) do
+    local key = under[k]
+    if not asked[key] then list[#list + 1], asked[key] = key, true end
+  end
+  local ok, has, values = pcall(self.alias.driver.find_many, self.alias, ns_of(self), list,
+    self.serializer or self.alias.serializer)
+  if not ok then
+    fail_all(loads, has)
+    error(has, 0)
+  end
+  for _, k in ipairs(wanted) do
+    local key = under[k]
+    if not has[key] then
+      self.misses, missing[#missing + 1] = self.misses + 1, k
+    else
+      self.hits, result[k] = self.hits + 1, values[key]
+      if loads[k] then wrap.give(self, loads[k], values[key]) end
+      loads[k] = nil
+    end
+  end
+  return missing
+end
+
+-- Loads one key whose load this call holds, if it is still missing.
+local function load_one(self, k, load, under, ...)
+  local loads, result = { [k] = load }, {}
+  if self.alias.remote and not look_up_leased(self, { k }, loads, under, result)[1] then
+    return result[k]
+  end
+  local map, err = run(self, { k }, loads, under, ...)
+  return map and map[k], err
+end
+
 -- Waits for a key that another call loads; loads it when that came to nothing.
 local function await(self, k, under, ...)
   local mode
   while true do
     local outcome, a, b = backend.lease(self.alias.view, ns_of(self), under[k], mode)
     if outcome == TOKEN then
-      local map, err = run(self, { k }, { [k] = a }, under, ...)
-      return map and map[k], err
+      return load_one(self, k, a, under, ...)
     elseif outcome == HIT or outcome == WAIT_OK then
       local found, value = read_waited(self, a, b)
       if found then return value end
@@ -156,33 +192,6 @@ local function take_leases(self, missing, under, result, mode)
     end
   end
   return wanted, loads, busy
-end
-
--- On a server the leases come first, as in cached.lua: what this call holds is
--- looked up in one question, and then fn gets what is missing of it.
-local function look_up_leased(self, wanted, loads, under, result)
-  local asked, list, missing = {}, {}, {}
-  for _, k in ipairs(wanted) do
-    local key = under[k]
-    if not asked[key] then list[#list + 1], asked[key] = key, true end
-  end
-  local ok, has, values = pcall(self.alias.driver.find_many, self.alias, ns_of(self), list,
-    self.serializer or self.alias.serializer)
-  if not ok then
-    fail_all(loads, has)
-    error(has, 0)
-  end
-  for _, k in ipairs(wanted) do
-    local key = under[k]
-    if not has[key] then
-      self.misses, missing[#missing + 1] = self.misses + 1, k
-    else
-      self.hits, result[k] = self.hits + 1, values[key]
-      if loads[k] then wrap.give(self, loads[k], values[key]) end
-      loads[k] = nil
-    end
-  end
-  return missing
 end
 
 local function call_remote(self, list, ...)

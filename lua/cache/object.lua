@@ -3,6 +3,7 @@
 -- `what` is the name that the user called, for messages.
 local backend = require "moonstash.backend"
 local alias = require "cache.alias"
+local errors = require "moonstash.error"
 local hooks = require "cache.hooks"
 local key = require "cache.key"
 local raise = require "cache.raise"
@@ -163,9 +164,17 @@ function object.get(self, k, default, opts, what)
   return value
 end
 
--- The driver is that of the moment at which the value was encoded: a hook may
--- have configured another since.
+-- The driver is the one that has encoded the value: a hook may have configured
+-- another since, or waited while somebody did.
+local function has_moved(self, driver, bytes, format, what)
+  if self.alias.driver == driver then return nil end
+  serializer.forget(format, bytes)
+  return errors.new("closed", what .. ": the alias has moved to another backend meanwhile")
+end
+
 local function do_set(self, k, opts, driver, bytes, format, ttl, what)
+  local moved = has_moved(self, driver, bytes, format, what)
+  if moved then return nil, moved end
   return driver.set(self.alias, ns_for(self, opts, k, what), k, opts, bytes, format, ttl, what)
 end
 
@@ -186,6 +195,8 @@ function object.set(self, k, value, given, what)
 end
 
 local function do_add(self, k, opts, driver, bytes, format, ttl)
+  local moved = has_moved(self, driver, bytes, format, "add")
+  if moved then return nil, moved end
   local ns = ns_for(self, opts, k, "add")
   return driver.add(self.alias, ns, k, opts, bytes, format, ttl, "add")
 end
@@ -269,6 +280,12 @@ end
 
 local function do_multi_set(self, _, opts, driver, keys, values, formats, ttl)
   if #keys == 0 then return true end
+  local moved
+  for i = 1, #keys do moved = has_moved(self, driver, values[i], formats[i], "multi_set") end
+  if moved then
+    moved.keys = keys
+    return nil, moved
+  end
   local ns = ns_for_all(self, opts, keys, "multi_set")
   return driver.set_many(self.alias, ns, keys, opts, values, formats, ttl)
 end

@@ -2,8 +2,8 @@
 -- runtime's one connection. Every call waits for the server's answer, but for
 -- those with wait = false, and gives nil, err when there is none.
 --
--- Loads in flight are this process's own affair: their leases lie in the
--- alias's memory view, which holds no values. What changes a key here also
+-- Loads in flight are this process's own affair: their leases lie in a memory
+-- view of all aliases here, which holds no values. What changes a key here also
 -- removes it there, so that a load that is under way is not stored.
 local backend = require "moonstash.backend"
 local binary = require "moonstash.binary"
@@ -29,6 +29,9 @@ local error, type, min, huge, ipairs, unpack, tostring = error, type, math.min, 
 
 local driver = {}
 
+-- Calls go to alias.redis, which stays when the alias leaves Redis in the middle
+-- of one: what is left of it gets the code "closed".
+
 -- ---- outcomes ----------------------------------------------------------------
 
 local CODES = {
@@ -41,10 +44,12 @@ local CODES = {
   [backend.ETOOLARGE] = "too_large",
 }
 
+local TOO_LARGE = "value limit: the value is too large, the most is 8 MiB"
+
 local function failure(status, message, what)
   local code = CODES[status]
   local counting = status == backend.ETYPE and what == "increment"
-  if not code or counting or not message or message == "" or status == backend.ETOOLARGE then
+  if not code or counting or not message or message == "" then
     return memory.status_error(status, what)
   end
   return errors.new(code, what .. ": " .. message)
@@ -113,7 +118,7 @@ end
 function driver.get(alias, ns, key, opts, reader, what)
   local timeout = timeout_of(alias, opts)
   local status, format, value =
-    outcome(what, timeout, redis.get(alias.remote, ns, key, timeout, reader == NATIVE))
+    outcome(what, timeout, redis.get(alias.redis, ns, key, timeout, reader == NATIVE))
   if status == nil then return nil, format, false end
   if status == 0 then return nil, nil, false end
   if format == nil then return nil, decode_error(what, value), false end
@@ -127,7 +132,7 @@ end
 function driver.find(alias, ns, key, ser, what)
   local timeout = alias.timeout
   local status, format, value =
-    outcome(what, timeout, redis.get(alias.remote, ns, key, timeout, ser == NATIVE))
+    outcome(what, timeout, redis.get(alias.redis, ns, key, timeout, ser == NATIVE))
   if status ~= redis.HIT or format == nil then return nil end
   value = decode(ser, format, value, what)
   if value == nil then return nil end
@@ -144,7 +149,7 @@ function driver.set(alias, ns, key, opts, bytes, kind, ttl, what)
   local timeout = timeout_of(alias, opts)
   poison(alias, ns, key)
   local status, err =
-    outcome(what, timeout, redis.set(alias.remote, ns, key, timeout, bytes, kind, ttl, false))
+    outcome(what, timeout, redis.set(alias.redis, ns, key, timeout, bytes, kind, ttl, false))
   if status == nil then return nil, err end
   return true
 end
@@ -152,7 +157,7 @@ end
 --- Stores what a load has made, without waiting for the answer and without
 --- ending that load.
 function driver.store(alias, ns, key, bytes, kind, ttl)
-  local state, status = redis.set(alias.remote, ns, key, -1, bytes, kind, ttl, false)
+  local state, status = redis.set(alias.redis, ns, key, -1, bytes, kind, ttl, false)
   return state == WAIT_OK and status == 1
 end
 
@@ -160,44 +165,44 @@ function driver.add(alias, ns, key, opts, bytes, kind, ttl, what)
   local timeout = timeout_of(alias, opts)
   poison(alias, ns, key)
   return yes_or_no(outcome(what, timeout,
-    redis.set(alias.remote, ns, key, timeout, bytes, kind, ttl, true)))
+    redis.set(alias.redis, ns, key, timeout, bytes, kind, ttl, true)))
 end
 
 function driver.remove(alias, ns, key, opts, what)
   local timeout = timeout_of(alias, opts)
   poison(alias, ns, key)
-  local status, err = outcome(what, timeout, redis.remove(alias.remote, ns, key, timeout))
+  local status, err = outcome(what, timeout, redis.remove(alias.redis, ns, key, timeout))
   return status, status == nil and err or nil
 end
 
 function driver.exists(alias, ns, key, opts)
   local timeout = timeout_of(alias, opts)
-  return yes_or_no(outcome("exists", timeout, redis.exists(alias.remote, ns, key, timeout)))
+  return yes_or_no(outcome("exists", timeout, redis.exists(alias.redis, ns, key, timeout)))
 end
 
 function driver.increment(alias, ns, key, opts, delta, ttl)
   local timeout = timeout_of(alias, opts)
   poison(alias, ns, key)
   local status, sum =
-    outcome("increment", timeout, redis.increment(alias.remote, ns, key, timeout, delta, ttl))
+    outcome("increment", timeout, redis.increment(alias.redis, ns, key, timeout, delta, ttl))
   if status == nil then return nil, sum end
   return sum
 end
 
 function driver.expire(alias, ns, key, opts, ttl)
   local timeout = timeout_of(alias, opts)
-  return yes_or_no(outcome("expire", timeout, redis.expire(alias.remote, ns, key, timeout, ttl)))
+  return yes_or_no(outcome("expire", timeout, redis.expire(alias.redis, ns, key, timeout, ttl)))
 end
 
 function driver.touch(alias, ns, key, opts, ttl)
   local timeout = timeout_of(alias, opts)
-  return yes_or_no(outcome("touch", timeout, redis.touch(alias.remote, ns, key, timeout, ttl)))
+  return yes_or_no(outcome("touch", timeout, redis.touch(alias.redis, ns, key, timeout, ttl)))
 end
 
 function driver.info(alias, ns, key, opts, what)
   local timeout = timeout_of(alias, opts)
   local status, left, size, age =
-    outcome(what, timeout, redis.info(alias.remote, ns, key, timeout))
+    outcome(what, timeout, redis.info(alias.redis, ns, key, timeout))
   if status == nil then return nil, left end
   if status == 0 then return nil end
   return { age = age and age / 1000, ttl = left and left / 1000 or huge, size = size,
@@ -250,7 +255,7 @@ local function ask_many(alias, ns, keys, opts, reader)
   local lost = in_chunks(keys, function(from, to)
     local part = slice(keys, from, to)
     local status, formats, found, messages = outcome(what, timeout,
-      redis.get_many(alias.remote, ns, part, timeout, reader == NATIVE))
+      redis.get_many(alias.redis, ns, part, timeout, reader == NATIVE))
     if status == nil then return formats end
     for i, key in ipairs(part) do
       local value
@@ -299,7 +304,7 @@ local function fitting(keys, values, kinds)
   local fit, err = { keys = {}, values = {}, kinds = {} }, nil
   for i, key in ipairs(keys) do
     if type(values[i]) == "string" and #values[i] > VALUE_MAX then
-      err = add_keys(memory.status_error(backend.ETOOLARGE, "multi_set"), err, keys, i, i)
+      err = add_keys(failure(backend.ETOOLARGE, TOO_LARGE, "multi_set"), err, keys, i, i)
     else
       local n = #fit.keys + 1
       fit.keys[n], fit.values[n], fit.kinds[n] = key, values[i], kinds[i]
@@ -315,7 +320,7 @@ function driver.set_many(alias, ns, keys, opts, values, kinds, ttl)
   for _, key in ipairs(keys) do poison(alias, ns, key) end
   while from <= #fit.keys do
     local to = last_of_chunk(fit.values, from)
-    local state, status, message, statuses = redis.set_many(alias.remote, ns,
+    local state, status, message, statuses = redis.set_many(alias.redis, ns,
       slice(fit.keys, from, to), timeout, slice(fit.values, from, to), slice(fit.kinds, from, to),
       ttl)
     local done, err = outcome("multi_set", timeout, state, status, message)
@@ -338,9 +343,9 @@ function driver.remove_many(alias, ns, keys, opts)
   for _, key in ipairs(keys) do poison(alias, ns, key) end
   local err = in_chunks(keys, function(from, to)
     local status, err = outcome("multi_delete", timeout,
-      redis.remove_many(alias.remote, ns, slice(keys, from, to), timeout))
+      redis.remove_many(alias.redis, ns, slice(keys, from, to), timeout))
     if status == nil then return err end
-    count = count + status
+    count = count + (timeout < 0 and to - from + 1 or status)
   end)
   if err then return count, err end
   return count
@@ -362,12 +367,13 @@ end
 -- Step by step; the timeout is that of a step, unless the call has one.
 local function clear(alias, prefix, opts)
   local cursor, timeout = "0", timeout_of(alias, opts)
-  local limit = opts and opts.timeout and timeout > 0 and core.now() + timeout
+  local whole = opts and opts.timeout and timeout > 0 and timeout
+  local limit = whole and core.now() + whole
   while true do
     if limit then timeout = limit - core.now() end
-    if limit and timeout <= 0 then return nil, timed_out(opts.timeout, "clear") end
+    if limit and timeout <= 0 then return nil, timed_out(whole, "clear") end
     local status, next_cursor =
-      outcome("clear", timeout, redis.clear(alias.remote, prefix, cursor, timeout))
+      outcome("clear", whole or timeout, redis.clear(alias.redis, prefix, cursor, timeout))
     if status == nil then return nil, next_cursor end
     if status > 0 then return true end
     cursor = next_cursor
@@ -397,22 +403,20 @@ end
 function driver.raw(alias, command, ...)
   local arguments, timeout = { command }, alias.timeout
   for i = 1, select("#", ...) do arguments[i + 1] = argument((select(i, ...)), i) end
-  local status, ok, reply =
-    outcome("raw", timeout, redis.raw(alias.remote, arguments, nil, timeout))
-  if status == nil then
-    if ok.code == "unsupported" then
-      ok.message = ("raw: %s would block or change the connection that all share: not in this "
-        .. "version"):format(command:upper())
-    end
-    return nil, ok
+  if not redis.may_share(arguments) then
+    return nil, errors.new("unsupported", ("raw: %s would block or change the connection that all "
+      .. "share: not in this version"):format(command:upper()))
   end
+  local status, ok, reply =
+    outcome("raw", timeout, redis.raw(alias.redis, arguments, nil, timeout))
+  if status == nil then return nil, ok end
   if ok then return reply end
   local code = reply:find "^WRONGTYPE" and "type" or "server"
   return nil, errors.new(code, "raw: " .. tostring(reply))
 end
 
 function driver.stats(alias)
-  return redis.stats(alias.remote)
+  return redis.stats(alias.redis)
 end
 
 return driver

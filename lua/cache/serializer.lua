@@ -114,6 +114,9 @@ local by_name = {
 
 serializer.native, serializer.none = by_name.native, by_name.none
 
+--- Why it is refused on a server.
+serializer.none_is_here = "the serializer 'none' keeps values in this process, not in Redis"
+
 local function custom(spec, what)
   for name, fn in pairs(spec) do
     if (name ~= "dumps" and name ~= "loads") or type(fn) ~= "function" then
@@ -192,7 +195,7 @@ function serializer.to_text(self, value, what)
   if self.name == "string" then return to_string(value, what) end
   if self.name == "custom" then return (self.encode(value, what)) end
   if not self.dump then
-    raise("%s: the serializer 'none' keeps values in this process, not in Redis", what)
+    raise("%s: %s", what, serializer.none_is_here)
   end
   local ok, bytes = pcall(self.dump, value)
   if not ok then raise("%s: %s", what, tostring(bytes)) end

@@ -55,10 +55,15 @@ function settings.overlay(values)
   if not ok then raise("configure_caches: %s", err) end
 end
 
---- Copies every value that is set, for configure_caches(cache.settings).
+local SOMEBODY = { environment = true, configure_caches = true } -- else a default
+
+--- Copies every value that somebody has set, for configure_caches(cache.settings).
 function settings.snapshot()
   local values = {}
-  for name in pairs(index) do values[name] = settings.get(name) end
+  for name, i in pairs(index) do
+    local setting = host.setting(i)
+    if SOMEBODY[setting.source] then values[name] = setting.value end
+  end
   return values
 end
 

@@ -81,12 +81,25 @@ function wrap.name(fn, opts, the_alias, what)
   return automatic_name(fn, what)
 end
 
+-- On a server the values of other serializers than native are nothing but the
+-- format's bytes: they cannot say "nothing there".
+local function check_remote(the_alias, ser, neg_ttl, what)
+  if not the_alias.remote then return end
+  if ser == serializer.none then raise("%s: %s", what, serializer.none_is_here) end
+  if neg_ttl and ser ~= serializer.native then
+    raise("%s: neg_ttl needs the serializer native on Redis: %s cannot say that nothing is there",
+      what, ser.name)
+  end
+end
+
 --- The fields that every wrapper has.
 function wrap.new(fn, opts, what)
   if type(fn) ~= "function" then raise("%s: a function expected, not %s", what, type(fn)) end
   local the_alias = alias.find(opts.alias == nil and "memory" or opts.alias, what)
   local neg_ttl = opts.neg_ttl
   if neg_ttl == 0 then raise("%s: neg_ttl must not be 0: false turns it off", what) end
+  local ser = opts.serializer ~= nil and serializer.find(opts.serializer, what) or nil
+  check_remote(the_alias, ser or the_alias.serializer, neg_ttl, what)
   return {
     fn = fn,
     alias = the_alias,
@@ -96,7 +109,7 @@ function wrap.new(fn, opts, what)
     ttl_ms = opts.ttl ~= nil and alias.ttl_ms(opts.ttl, what) or nil,
     neg_ttl_ms = neg_ttl and alias.ttl_ms(neg_ttl, what, "neg_ttl") or nil,
     cache_if = opts.cache_if,
-    serializer = opts.serializer ~= nil and serializer.find(opts.serializer, what) or nil,
+    serializer = ser,
     near = opts.copy == false and alias.new_near() or nil,
     copies = opts.copy == true,
     what = what,
@@ -216,7 +229,10 @@ end
 
 -- How results are to be kept: the TTL in milliseconds, or nil for not at all.
 local function ttl_of(self, n, ...)
-  if is_nothing(n, ...) then return self.neg_ttl_ms end
+  if is_nothing(n, ...) then
+    local ser = self.serializer or self.alias.serializer
+    return not (self.alias.remote and ser ~= serializer.native) and self.neg_ttl_ms or nil
+  end
   local first, second = ...
   if first == nil and second ~= nil then return nil end -- Lua's nil, err
   return self.ttl_ms or self.alias.ttl_ms
@@ -291,6 +307,10 @@ end
 local NO_WAIT = { wait = false }
 
 local function add_body(client, key, driver, ns, bytes, format, ttl_ms)
+  if client.alias.driver ~= driver then -- it has moved while a hook waited
+    serializer.forget(format, bytes)
+    return false
+  end
   return driver.add(client.alias, ns, key, NO_WAIT, bytes, format, ttl_ms, "multi_cached") == true
 end
 

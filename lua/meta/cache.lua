@@ -15,11 +15,20 @@
 ---otherwise. Keys are strings of 1 to 65,536 bytes, any bytes; that is also the
 ---most for a key and the namespace before it.
 ---
+---An alias that lives in Redis does the same, but a call waits for the answer,
+---settings.redis_timeout seconds at most. When there is none, each of them
+---gives an err with one of these codes, and in place of its result nil, of get
+---the default, of multi_get and multi_delete what they got: "timeout",
+---"connection", "server", "overloaded", "closed", "unsupported". A call that has
+---timed out may have been carried out.
+---
 ---Marked async is what may wait: cached functions for a load, the calls on an
----alias with plugins for their hooks. Without plugins memory answers at once.
+---alias in Redis for its answer, those on one with plugins for their hooks.
+---Without plugins memory answers at once. Where waiting is impossible a call on
+---Redis raises, but with wait = false, and a cached function just runs.
 ---@class cachelib
 ---@field memory Cache the alias `memory`: always the memory backend
----@field persistent Cache the alias `persistent`: in this version memory, too, with keys of its own
+---@field persistent Cache the alias `persistent`: Redis, if configured; else memory of its own
 ---@field settings cache.Settings read-only; see configure_caches
 ---@field null lightuserdata a value that says "null": JSON's, MessagePack's; true in conditions
 local cache = {}
@@ -34,14 +43,17 @@ local cache = {}
 ---never expires. Negative, NaN and anything else raise.
 ---@alias cache.TTL number|false
 
----How values become bytes. What one alias wrote with one of these reads right
----with any other, but for functions of your own and the texts of "string".
+---How values become bytes. In memory, what one alias wrote with one of these
+---reads right with any other, but for functions of your own and the texts of
+---"string". In Redis there is nothing beside the bytes: who reads must use the
+---serializer of who wrote, but for integers, which are decimal text with all
+---but msgpack.
 ---@alias cache.Serializer
 ---| "native" # all values; the default
 ---| "json" # as JSON; no metatables but array's, no NaN, no infinity
 ---| "msgpack" # as MessagePack; no metatables but array's
 ---| "string" # strings, numbers and booleans; gives their text
----| "none" # any Lua value, functions, too: itself, not a copy, in this Lua state only
+---| "none" # any Lua value, functions, too: itself, not a copy, in this Lua state; not in Redis
 ---| cache.CustomSerializer
 
 ---@class cache.CustomSerializer both functions are needed; they may raise
@@ -50,15 +62,17 @@ local cache = {}
 
 -- ---- options: an unknown one raises -------------------------------------------
 
+---timeout and wait are for Redis, without effect on memory. A timeout of clear is
+---one for all its steps.
 ---@class cache.CallOptions what every call on keys takes
 ---@field namespace? string before keys, with ":", in place of the alias's and object's; "": none
----@field timeout? number seconds, 0 = none; for Redis, without effect on memory
+---@field timeout? number seconds to wait for an answer, 0 = no limit; default: redis_timeout
 
 ---@class cache.GetOptions : cache.CallOptions
 ---@field loads? fun(bytes: string): any reads what dumps wrote, instead of the alias's
 
 ---@class cache.ChangeOptions : cache.CallOptions
----@field wait? boolean false: do not wait for Redis's answer; without effect on memory
+---@field wait? boolean false: do not wait for the answer: true (delete, multi_delete: 1) at once
 
 ---@class cache.SetOptions : cache.ChangeOptions
 ---@field ttl? cache.TTL default: the alias's
@@ -81,7 +95,7 @@ local cache = {}
 ---@field alias? cache.Alias default "memory"
 ---@field namespace? string before keys, with ":", in place of the alias's; "": none
 ---@field name? string keys begin with it; default, on memory only: file and line of fn
----@field neg_ttl? cache.TTL for "nothing there": only nils; default false: not kept; 0 raises
+---@field neg_ttl? cache.TTL for "nothing there": only nils; default false; Redis: native only
 ---@field serializer? cache.Serializer default: the alias's
 
 ---@class cache.CachedOptions : cache.WrapperOptions
@@ -89,7 +103,7 @@ local cache = {}
 ---@field key_builder? fun(fn: function, ...): string makes the whole key from the arguments
 ---@field skip_self? boolean leaves the first argument out of the key: for methods
 ---@field cache_if? fun(...): boolean of all results; false: they are not stored
----@field copy? boolean false: calls share one table, for reading only; default: the alias's
+---@field copy? boolean false: calls share one table, for reading only, but from Redis
 
 ---@class cache.MultiCachedOptions : cache.WrapperOptions
 ---@field key_builder? fun(fn: function, key: string|number, ...): string the whole key of one
@@ -101,13 +115,13 @@ local cache = {}
 ---@field bypass? boolean runs fn: neither reads nor stores
 
 ---@class cache.AliasDefinition
----@field backend? "memory" the one there is in this version
+---@field backend? "memory"|"redis" default: memory; persistent: redis, if it is configured
 ---@field ttl? cache.TTL default: settings.default_ttl (persistent: settings.persistent_ttl)
 ---@field namespace? string before keys, with ":"; default: settings.namespace; "": none
 ---@field serializer? cache.Serializer default "native"
 ---@field plugins? cache.Plugin[] hooks run in this order
----@field copy? boolean default true; false: calls share one decoded table, for reading only
----@field max_bytes? number bytes, at least 65,536: a store of its own; default: the common one
+---@field copy? boolean default true; false: calls share one table, for reading only, but from Redis
+---@field max_bytes? number bytes, at least 65,536: a store of its own, in memory
 
 -- ---- plugins ---------------------------------------------------------------------
 
@@ -153,7 +167,7 @@ local cache = {}
 ---@field pre_touch? cache.PreHook
 ---@field post_touch? cache.PostHook boolean
 ---@field pre_raw? cache.PreHook key is the command
----@field post_raw? cache.PostHook nil, err
+---@field post_raw? cache.PostHook the reply; or nil, err
 
 ---@class cache.TimingPlugin : cache.Plugin
 ---@field profiling table<string, number> get_count; get_total, _avg, _max, _min in seconds; set_...
@@ -175,22 +189,26 @@ local cache = {}
 ---@field keys? string[] multi_get, multi_set: the keys that it is about
 
 ---@alias cache.ErrorCode
----| "too_large" # the value needs more than an eighth of its store's bound
----| "type" # increment: the value is not an integer
+---| "too_large" # above an eighth of its store's bound; Redis: 8 MiB to set, 64 MiB to get
+---| "type" # increment: the value is not an integer; Redis: a key of another type
 ---| "range" # increment: the sum is beyond 2^53
 ---| "decode" # the bytes are not what the serializer writes
----| "unsupported" # raw: the backend has no commands
+---| "unsupported" # raw: no such command; Redis: a server that this version cannot use
 ---| "no_memory"
----| "server" # any other failure of the backend
+---| "timeout" # Redis: no answer within the call's time
+---| "connection" # Redis: not there, lost, or what answers is no Redis
+---| "server" # Redis: an error reply, in the server's words
+---| "overloaded" # Redis: too many commands, or bytes, wait already
+---| "closed" # Redis: configured anew, or the runtime is closing
 
 ---@class cache.Info of an entry
----@field age number seconds since it was set
+---@field age number? seconds since it was set; in Redis only of native values, but for integers
 ---@field ttl number seconds left; math.huge: it never expires
 ---@field size integer bytes of the value
----@field tier "memory" where it is
----@field format "native"|"json"|"msgpack"|"custom"|"none" how it was written
+---@field tier "memory"|"redis" where it is
+---@field format string how it was written: "native" ...; in Redis the alias's serializer
 
----@class cache.Stats counts of one alias since the start
+---@class cache.Stats counts of one alias in memory since the start
 ---@field hits integer
 ---@field misses integer
 ---@field sets integer values written
@@ -200,6 +218,23 @@ local cache = {}
 ---@field entries integer entries now
 ---@field bytes integer bytes of these entries, with their keys and headers
 ---@field max_bytes integer the bound of its store: the common one, or the alias's own
+
+---@class cache.RedisStats counts of one alias in Redis since the start
+---@field hits integer
+---@field misses integer
+---@field sets integer values written
+---@field deletes integer keys removed by delete and clear
+---@field connected boolean is there a connection now? What follows is common to all aliases
+---@field connects integer times that it was made
+---@field commands integer commands on this connection's way so far
+---@field in_flight integer of these without an answer now
+---@field discarded integer answers that came too late for their callers
+---@field desyncs integer answers that cannot be: the connection was dropped
+---@field stalls integer times that a silent server was given up
+---@field unawaited integer calls with wait = false on their way
+---@field unawaited_lost integer of those, failed since
+---@field undecodable integer values that are not what native writes
+---@field foreign integer of these, written under another key
 
 ---@class cache.HandleStats counts of one cached function since it was made
 ---@field hits integer calls answered from the cache
@@ -217,23 +252,23 @@ local cache = {}
 ---@field log "error"|"warn"|"info"|"debug" MOONSTASH_LOG, default "warn"
 ---@field namespace string default ""
 ---@field metrics_listen string? host:port; in this version a start with it fails
----@field require_redis boolean default false
----@field redis_host string? in this version a start with it fails, as with redis_url
+---@field require_redis boolean default false; true: the start fails without a connection
+---@field redis_host string? host or host:port, several with commas; in its place: redis_url
 ---@field redis_port integer default 6379
----@field redis_url string?
+---@field redis_url string? redis://user:password@host:port/db or unix:///path?db=n
 ---@field redis_username string?
 ---@field redis_password string?
----@field redis_password_file string?
+---@field redis_password_file string? its first line
 ---@field redis_db integer default 0
----@field redis_mode "auto"|"standalone"|"cluster"|"sentinel" default "auto"
+---@field redis_mode "auto"|"standalone" default "auto": asks the server, refuses a cluster
 ---@field redis_sentinel_master string?
----@field redis_tls boolean default false
+---@field redis_tls boolean default false; true: not in this version
 ---@field redis_tls_ca string?
 ---@field redis_tls_cert string?
 ---@field redis_tls_key string?
----@field redis_timeout number seconds, default 1
----@field redis_connect_timeout number seconds, default 1
----@field redis_read_from "primary"|"replica"|"any" default "primary"
+---@field redis_timeout number seconds to wait for an answer, default 1; 0 = no limit
+---@field redis_connect_timeout number seconds, default 1; 0 = 60
+---@field redis_read_from "primary" others: not in this version
 
 ---What configure_caches takes; every field is optional.
 ---@class cache.Configuration : cache.Settings
@@ -247,7 +282,7 @@ local cache = {}
 ---@param key string
 ---@param opts? cache.GetCachedOptions
 ---@return any value
----@return cache.Error? err "decode"
+---@return cache.Error? err "decode"; Redis: see the top, "type", "too_large"
 function cache.get_cached(key, opts) end
 
 ---Stores a value; it replaces value and TTL of an older one. Disabled: true.
@@ -256,21 +291,23 @@ function cache.get_cached(key, opts) end
 ---@param value any not nil
 ---@param opts? cache.SetCachedOptions
 ---@return true? ok nil when it could not be stored
----@return cache.Error? err "too_large" for more than an eighth of the bound, "no_memory"
+---@return cache.Error? err "too_large", "no_memory"; Redis: see the top
 function cache.set_cached(key, value, opts) end
 
 ---Removes a key. Disabled: 0.
 ---@async
 ---@param key string
 ---@param opts? cache.DeleteCachedOptions
----@return 0|1 removed how many there were
+---@return 0|1|nil removed how many there were
+---@return cache.Error? err Redis: see the top
 function cache.delete_cached(key, opts) end
 
 ---Empties an alias, or what its namespace (or opts.namespace) has in it.
 ---Disabled: does nothing.
 ---@async
 ---@param opts? cache.DeleteCachedOptions
----@return true
+---@return true? ok
+---@return cache.Error? err Redis: see the top; some keys may be gone
 function cache.clear_cache(opts) end
 
 ---The Cache object of an alias, the same one each time.
@@ -359,7 +396,8 @@ function cache.plugins.hit_miss_ratio() end
 
 cache.testing = {}
 
----Moves the cache's clock of this runtime forward, for tests of TTLs.
+---Moves the cache's clock of this runtime forward, for tests of TTLs. Redis has a
+---clock of its own.
 ---@param seconds number 0 to 1e9, to the millisecond
 function cache.testing.advance(seconds) end
 
@@ -376,7 +414,8 @@ function Handle:key(...) end
 ---is not stored. Disabled: 0.
 ---@async
 ---@param ... any
----@return 0|1 removed how many there were
+---@return 0|1|nil removed how many there were
+---@return cache.Error? err Redis: see the top
 function Handle:invalidate(...) end
 
 ---Runs fn, or waits for a run that is on its way, and replaces the results that
@@ -413,7 +452,7 @@ local Cache = {}
 ---@param default? T
 ---@param opts? cache.GetOptions
 ---@return any|T value
----@return cache.Error? err "decode"
+---@return cache.Error? err "decode"; Redis: see the top, "type", "too_large"
 function Cache:get(key, default, opts) end
 
 ---Stores a value; it replaces value and TTL of an older one. Disabled: true.
@@ -422,7 +461,7 @@ function Cache:get(key, default, opts) end
 ---@param value any not nil
 ---@param opts? cache.TTL|cache.SetOptions seconds, or options; default: the alias's TTL
 ---@return true? ok nil when it could not be stored
----@return cache.Error? err "too_large" for more than an eighth of the bound, "no_memory"
+---@return cache.Error? err "too_large", "no_memory"; Redis: see the top
 function Cache:set(key, value, opts) end
 
 ---Stores a value unless the key exists. Disabled: true.
@@ -431,23 +470,27 @@ function Cache:set(key, value, opts) end
 ---@param value any not nil
 ---@param opts? cache.TTL|cache.SetOptions seconds, or options; default: the alias's TTL
 ---@return boolean? stored false when the key exists; nil when it could not be stored
----@return cache.Error? err "too_large", "no_memory"
+---@return cache.Error? err "too_large", "no_memory"; Redis: see the top
 function Cache:add(key, value, opts) end
 
 ---Removes a key. Disabled: 0.
 ---@async
 ---@param key string
 ---@param opts? cache.ChangeOptions
----@return 0|1 removed how many there were
+---@return 0|1|nil removed how many there were
+---@return cache.Error? err Redis: see the top
 function Cache:delete(key, opts) end
 
 ---Removes the entries of a namespace; without one, those of the object's own and
 ---the alias's. Without any it empties the alias, and so does "". It never touches
 ---another alias, nor a namespace that only begins alike. Disabled: does nothing.
+---In Redis it goes step by step, and without any namespace it is FLUSHDB: all
+---keys of the database, other programs', too.
 ---@async
 ---@param namespace? string in place of the object's and the alias's
 ---@param opts? cache.ChangeOptions
----@return true
+---@return true? ok
+---@return cache.Error? err Redis: see the top; some keys may be gone
 function Cache:clear(namespace, opts) end
 
 ---Is there a value? It counts as no use of the entry, no hit and no miss.
@@ -455,7 +498,8 @@ function Cache:clear(namespace, opts) end
 ---@async
 ---@param key string
 ---@param opts? cache.CallOptions
----@return boolean
+---@return boolean? found
+---@return cache.Error? err Redis: see the top
 function Cache:exists(key, opts) end
 
 ---Adds to an integer. A missing key counts from 0 and gets opts.ttl; an existing
@@ -465,7 +509,7 @@ function Cache:exists(key, opts) end
 ---@param delta? integer default 1; -2^53 to 2^53
 ---@param opts? cache.IncrementOptions
 ---@return integer? sum
----@return cache.Error? err "type" for no integer, "range" beyond 2^53, "no_memory"
+---@return cache.Error? err "type": no integer, "range": beyond 2^53, "no_memory"; Redis: the top
 function Cache:increment(key, delta, opts) end
 
 ---Sets the time that is left. Disabled: false.
@@ -473,7 +517,8 @@ function Cache:increment(key, delta, opts) end
 ---@param key string
 ---@param ttl cache.TTL seconds; 0, false and math.huge take the TTL away
 ---@param opts? cache.ChangeOptions
----@return boolean found false when the key is missing
+---@return boolean? found false when the key is missing
+---@return cache.Error? err Redis: see the top
 function Cache:expire(key, ttl, opts) end
 
 ---Marks an entry as used, so that it is evicted later. Disabled: false.
@@ -481,7 +526,8 @@ function Cache:expire(key, ttl, opts) end
 ---@param key string
 ---@param ttl? cache.TTL sets the time left, too; default: it stays
 ---@param opts? cache.ChangeOptions
----@return boolean found false when the key is missing
+---@return boolean? found false when the key is missing
+---@return cache.Error? err Redis: see the top
 function Cache:touch(key, ttl, opts) end
 
 ---The time that is left. Disabled: nil.
@@ -489,6 +535,7 @@ function Cache:touch(key, ttl, opts) end
 ---@param key string
 ---@param opts? cache.CallOptions
 ---@return number? seconds math.huge when it never expires; nil when the key is missing
+---@return cache.Error? err Redis: see the top
 function Cache:ttl(key, opts) end
 
 ---What is known of an entry. Disabled: nil.
@@ -496,6 +543,7 @@ function Cache:ttl(key, opts) end
 ---@param key string
 ---@param opts? cache.CallOptions
 ---@return cache.Info? info nil when the key is missing
+---@return cache.Error? err Redis: see the top
 function Cache:info(key, opts) end
 
 ---The values of many keys. Disabled: an empty map.
@@ -503,7 +551,7 @@ function Cache:info(key, opts) end
 ---@param keys string[] may be empty
 ---@param opts? cache.GetOptions
 ---@return table<string, any> values of those that were found, by key
----@return cache.Error? err "decode", with the keys in err.keys; the others are in values
+---@return cache.Error? err "decode"; Redis: see the top; about the keys in err.keys
 function Cache:multi_get(keys, opts) end
 
 ---Stores many values, with one TTL. Disabled: true.
@@ -511,7 +559,7 @@ function Cache:multi_get(keys, opts) end
 ---@param map table<string, any> values by key; may be empty
 ---@param opts? cache.TTL|cache.SetOptions seconds, or options; default: the alias's TTL
 ---@return true? ok nil when some could not be stored: the others are
----@return cache.Error? err "too_large", "no_memory", with the keys in err.keys
+---@return cache.Error? err "too_large", "no_memory"; Redis: see the top; with the keys in err.keys
 function Cache:multi_set(map, opts) end
 
 ---Removes many keys. Disabled: 0.
@@ -519,18 +567,22 @@ function Cache:multi_set(map, opts) end
 ---@param keys string[] may be empty
 ---@param opts? cache.ChangeOptions
 ---@return integer removed how many there were
+---@return cache.Error? err Redis: see the top, with the keys in err.keys
 function Cache:multi_delete(keys, opts) end
 
----A command of the backend's own; memory has none. Disabled: the same.
+---Any command of Redis, as it is: no namespace, no serializer. Numbers beyond
+---2^53 come back as text, a nil within a list as cache.null, an error there as
+---{err = text}. What blocks or changes the connection (BLPOP, SUBSCRIBE, MULTI,
+---SELECT) is "unsupported"; memory has no commands. Disabled: the same.
 ---@async
 ---@param command string
----@param ... any
----@return nil
----@return cache.Error err "unsupported"
+---@param ... string|number
+---@return any reply nil for nil
+---@return cache.Error? err "unsupported"; Redis: see the top, "type"
 function Cache:raw(command, ...) end
 
 ---The counters of this alias. Disabled: the same; the calls count nothing then.
----@return cache.Stats
+---@return cache.Stats|cache.RedisStats
 function Cache:stats() end
 
 ---The same alias with `namespace:` before every key, behind the prefix that this

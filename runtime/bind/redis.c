@@ -136,16 +136,50 @@ struct ask *redis_ask(lua_State *L, const char *what, int *n) {
   return a;
 }
 
-int redis_wait(lua_State *L, struct ask *a, int rc) {
-  struct redis_bind *r = a->redis;
-  if (rc != BACKEND_WAIT) {
-    const char *why = r->conn != NULL ? conn_why(r->conn) : "";
+static const char *why_not(const struct redis_bind *r, int rc) {
+  switch (rc) {
+  case BACKEND_ETOOLARGE:
+    return "value limit: the value is too large, the most is 8 MiB";
+  case BACKEND_ENOMEM:
+  case BACKEND_EINVAL:
+  case BACKEND_ERANGE:
+    return "";
+  default:
+    return r->conn != NULL ? conn_why(r->conn) : "";
+  }
+}
+
+/* A call that cannot even begin. Its task still lets the loop turn before it
+ * goes on: a script that does nothing but such calls would otherwise keep the
+ * connection from ever coming back. */
+static int refuse(lua_State *L, struct ask *a, int rc) {
+  const char *why = why_not(a->redis, rc);
+  struct task *t = a->task;
+  if (t == NULL) {
     release(a);
     lua_pushinteger(L, WAIT_OK);
     lua_pushinteger(L, rc);
     lua_pushstring(L, why);
     return 3;
   }
+  free(a->statuses); /* all of them have this one */
+  a->statuses = NULL;
+  a->status = rc;
+  copy_answer(a, why, strlen(why));
+  int n = task_wait(L, t, -1, NULL, NULL);
+  task_complete(t, push_answer, a);
+  return n;
+}
+
+static uint64_t milliseconds(double seconds) {
+  const double most = 1e9; /* 30 years */
+  return (uint64_t)((seconds < most ? seconds : most) * 1000 + 0.999);
+}
+
+int redis_wait(lua_State *L, struct ask *a, int rc) {
+  struct redis_bind *r = a->redis;
+  if (rc != BACKEND_WAIT)
+    return refuse(L, a, rc);
   if (a->task == NULL) {
     r->unawaited++;
     lua_pushinteger(L, WAIT_OK);
@@ -153,6 +187,7 @@ int redis_wait(lua_State *L, struct ask *a, int rc) {
     return 2;
   }
   double timeout = lua_tonumber(L, 4);
+  conn_allow(r->conn, milliseconds(timeout));
   return task_wait(L, a->task, timeout > 0 ? timeout : -1, forget, a);
 }
 
@@ -161,7 +196,8 @@ int redis_wait(lua_State *L, struct ask *a, int rc) {
 static void on_log(void *ud, int level, const char *line) {
   static const int levels[] = {BIND_LOG_ERROR, BIND_LOG_WARN, BIND_LOG_INFO};
   struct bind *b = ud;
-  b->host.log(b->host.ud, levels[level], line);
+  if (!b->redis->starting)
+    b->host.log(b->host.ud, levels[level], line);
 }
 
 static void use(struct redis_bind *r, struct redis_conn *conn) {
@@ -208,9 +244,11 @@ int bind_redis_require(struct bind *b, char *err, size_t size) {
   if (configured <= 0)
     return configured;
   struct redis_conn *conn = b->redis->conn;
+  b->redis->starting = 1;
   conn_start(conn);
   while (conn_status(conn) == 0)
     uv_run(b->sched.loop, UV_RUN_ONCE);
+  b->redis->starting = 0;
   if (conn_status(conn) == 1)
     return 0;
   snprintf(err, size, "%s", conn_why(conn));

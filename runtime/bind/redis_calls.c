@@ -246,6 +246,14 @@ static int l_clear(lua_State *L) {
       a->view->ops->clear(a->view, 0, prefix, length, &a->cursor, &a->wait));
 }
 
+/* may_share(args): may this command go over the one connection? */
+static int l_may_share(lua_State *L) {
+  size_t count;
+  struct backend_slice *args = check_list(L, 1, &count);
+  lua_pushboolean(L, count > 0 && redis_may_share(args, count));
+  return 1;
+}
+
 /* raw(view, args, nil, timeout) -> ok, the reply or the server's error */
 static int l_raw(lua_State *L) {
   size_t count;
@@ -271,6 +279,7 @@ const luaL_Reg redis_calls[] = {
     {"set_many", l_set_many},
     {"remove_many", l_remove_many},
     {"clear", l_clear},
+    {"may_share", l_may_share},
     {"raw", l_raw},
     {NULL, NULL},
 };

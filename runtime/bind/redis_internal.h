@@ -49,6 +49,7 @@ struct redis_bind {
   struct redis_options options;
   struct backend *views[REDIS_VIEWS_MAX];
   int view_count;
+  int starting; /* the start waits for it, and says itself how it ended */
   struct ask *unused;
   int unawaited;           /* asks without a task, under way */
   uint64_t unawaited_lost; /* those that have failed */

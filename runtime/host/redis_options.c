@@ -137,6 +137,11 @@ static int read_password_file(const struct settings *s, struct redis_options *o,
     return -1;
   }
   size_t length = strcspn(o->password, "\r\n");
+  if (length == 0) {
+    snprintf(err, size, "%s: cannot read %s: its first line is empty",
+             settings_variable(id), path);
+    return -1;
+  }
   if (length == sizeof o->password - 1)
     return fail(err, size, id, "the password has more than 1022 bytes");
   o->password[length] = '\0';

@@ -59,7 +59,7 @@ static int get(BACKEND_KEY_ARGS, void *buf, size_t cap,
 static HANDLER(on_set) {
   struct op *op = op_of(call);
   (void)index;
-  if (op_failed(op, status, reply))
+  if (op_failed(op, status, reply) || op_not_ok(op, reply))
     return;
   op->view->stats.sets += reply->type == REPLY_STATUS;
   op_finish(op, reply->type == REPLY_STATUS, NULL, NULL);
@@ -108,7 +108,7 @@ static int add(BACKEND_KEY_ARGS, const void *bytes, size_t length,
 HANDLER(op_on_removed) {
   struct op *op = op_of(call);
   (void)index;
-  if (op_failed(op, status, reply))
+  if (op_failed(op, status, reply) || op_outside(op, reply, 0, (int64_t)op->n))
     return;
   op->view->stats.deletes += (uint64_t)reply->integer;
   op_finish(op, (int)reply->integer, NULL, NULL);
@@ -117,6 +117,7 @@ HANDLER(op_on_removed) {
 static int remove_one(BACKEND_KEY_ARGS, struct backend_wait *wait) {
   struct op *op;
   BEGIN_KEY(op, op_on_removed, 1, 0);
+  op->n = 1;
   COMMAND_KEY(op, REPLY_INTEGER, 0, "UNLINK");
   return op_commit(op);
 }
@@ -124,9 +125,10 @@ static int remove_one(BACKEND_KEY_ARGS, struct backend_wait *wait) {
 /* The last of the commands says yes or no. */
 static HANDLER(on_yes_or_no) {
   struct op *op = op_of(call);
-  if (op_failed(op, status, reply) || index + 1 < call->count)
+  if (op_failed(op, status, reply) || op_outside(op, reply, 0, 1) ||
+      index + 1 < call->count)
     return;
-  op_finish(op, reply->integer > 0, NULL, NULL);
+  op_finish(op, (int)reply->integer, NULL, NULL);
 }
 
 static int exists(BACKEND_KEY_ARGS, struct backend_wait *wait) {
@@ -161,13 +163,21 @@ static int touch(BACKEND_KEY_ARGS, uint64_t ttl_ms, struct backend_wait *wait) {
   return op_commit(op);
 }
 
+/* Another client may change the key between these commands: a head that is
+ * shorter than the length told after it ends in zeroes. */
 static HANDLER(on_info) {
   struct op *op = op_of(call);
   if (op_failed(op, status, reply))
     return;
   if (index == 0) {
-    size_t n = reply->length < BACKEND_HEAD ? reply->length : BACKEND_HEAD;
-    memcpy(op->head, reply->text, n);
+    if (reply->length > BACKEND_HEAD) {
+      op_desync(op, "more of a value than was asked for");
+      return;
+    }
+    memset(op->head, 0, sizeof op->head);
+    memcpy(op->head, reply->text, reply->length);
+  } else if (op_outside(op, reply, index == 1 ? 0 : -2, INT64_MAX)) {
+    return;
   } else if (index == 1) {
     op->item =
         (struct backend_item){.length = (size_t)reply->integer, .version = 1};
@@ -211,7 +221,8 @@ static HANDLER(on_taken_back) {
 
 static HANDLER(on_increment) {
   struct op *op = op_of(call);
-  if (op_failed(op, status, reply) || index + 1 < call->count)
+  if (op_failed(op, status, reply) || op_not_ok(op, reply) ||
+      index + 1 < call->count)
     return;
   if (reply->integer <= integer_max && reply->integer >= -integer_max) {
     *op->out.sum = reply->integer;
@@ -233,6 +244,8 @@ static int increment(BACKEND_KEY_ARGS, int64_t delta, uint64_t ttl_ms,
                      int64_t *sum, struct backend_wait *wait) {
   struct op *op;
   int with_ttl = ttl_ms != BACKEND_TTL_NEVER;
+  if (delta > integer_max || delta < -integer_max)
+    return BACKEND_ERANGE;
   BEGIN_KEY(op, on_increment, with_ttl ? 2u : 1u, 0);
   op->out.sum = sum;
   op->delta = delta;

@@ -6,10 +6,15 @@
 #include "redis/op.h"
 
 enum {
-  SCAN_COUNT = 1000, /* keys of one bounded step, about */
-  PATTERN_ROOM = 2,  /* of a prefix's pattern beside twice its length */
-  OVERHEAD = 32      /* bytes of an argument beside its text, about */
+  SCAN_COUNT = 1000,      /* keys of one bounded step, about */
+  PATTERN_ROOM = 2,       /* of a prefix's pattern beside twice its length */
+  OVERHEAD = 32,          /* bytes of an argument beside its text, about */
+  MGET_KEYS = 7,          /* of one command; see call_get_many */
+  PACKED_FIRST = 4 * 1024 /* bytes of a new buffer for values */
 };
+
+_Static_assert(MGET_KEYS *(size_t)(REDIS_VALUE_MAX + 64) < REPLY_BYTES_MAX,
+               "MGET_KEYS of the largest values are within a reply's limit");
 
 /* ---- many keys ---- */
 
@@ -29,55 +34,67 @@ static int check_keys(size_t ns_len, const struct backend_slice *keys,
   return 0;
 }
 
-/* Packs the values of an array of n on the tape; NULL: no memory, or it is no
- * such array. */
-static char *pack(struct op *op, const char *rest, size_t n, size_t *used) {
+/* Room for n more bytes in op->prefix, where the values gather. */
+static int make_room(struct op *op, size_t n) {
+  size_t capacity = op->capacity ? op->capacity : PACKED_FIRST;
+  while (capacity < op->prefix_len + n)
+    capacity *= 2;
+  char *packed =
+      capacity > op->capacity ? realloc(op->prefix, capacity) : op->prefix;
+  if (packed == NULL)
+    return -1;
+  op->prefix = packed;
+  op->capacity = capacity;
+  return 0;
+}
+
+/* Packs the values of an array of n on the tape: those of op's keys from
+ * `first` on. 0, or an error: no memory, or it is no such array. */
+static int pack(struct op *op, const char *rest, size_t first, size_t n) {
   struct reply each;
-  size_t total = 0, hits = 0;
-  const char *at = rest;
-  for (size_t i = 0; i < n; i++) {
-    at = reply_read(at, &each);
-    if (each.type != REPLY_STRING && each.type != REPLY_NIL)
-      return NULL;
-    total += each.length;
-  }
-  char *packed = malloc(total + 1), *to = packed;
-  for (size_t i = 0; i < n && packed != NULL; i++) {
+  for (size_t i = first; i < first + n; i++) {
     rest = reply_read(rest, &each);
     int hit = each.type == REPLY_STRING;
+    if (!hit && each.type != REPLY_NIL)
+      return BACKEND_ECONNECTION;
     op->out.items[i].length = each.length;
     op->out.items[i].version = (uint64_t)hit;
+    if (make_room(op, each.length) < 0)
+      return BACKEND_ENOMEM;
     if (hit)
-      memcpy(to, each.text, each.length);
-    to += each.length;
-    hits += (size_t)hit;
+      memcpy(op->prefix + op->prefix_len, each.text, each.length);
+    op->prefix_len += each.length;
+    op->status += hit;
   }
-  op->view->stats.hits += hits;
-  op->view->stats.misses += n - hits;
-  op->status = (int)hits;
-  *used = total;
-  return packed;
+  return 0;
 }
 
 static HANDLER(on_get_many) {
   struct op *op = op_of(call);
-  struct backend_item item = {0};
-  (void)index;
   if (op_failed(op, status, reply))
     return;
-  char *packed = reply->integer == (int64_t)op->n
-                     ? pack(op, rest, op->n, &item.length)
-                     : NULL;
-  if (packed != NULL) {
+  size_t first = index * MGET_KEYS;
+  size_t n = op->n - first < MGET_KEYS ? op->n - first : MGET_KEYS;
+  int rc = reply->integer == (int64_t)n ? pack(op, rest, first, n)
+                                        : BACKEND_ECONNECTION;
+  if (rc == BACKEND_ECONNECTION) {
+    op_desync(op, "MGET was answered by another array");
+  } else if (rc < 0) {
+    conn_cancel(op->conn, &op->call);
+    op_finish_error(op, rc, NULL, 0);
+  } else if (index + 1 == call->count) {
+    struct backend_item item = {.length = op->prefix_len};
+    char *packed = op->prefix;
+    op->prefix = NULL; /* the op ends before it is read */
+    op->view->stats.hits += (uint64_t)op->status;
+    op->view->stats.misses += op->n - (size_t)op->status;
     op_finish(op, op->status, packed, &item);
     free(packed);
-    return;
   }
-  struct redis_conn *conn = op->conn;
-  op_finish_error(op, BACKEND_ECONNECTION, NULL, 0);
-  conn_desync(conn, "MGET was answered by another array");
 }
 
+/* MGETs of so few keys that even the largest values that a set takes are within
+ * the limit on a reply. */
 int call_get_many(struct backend *self, uint64_t now, const char *ns,
                   size_t ns_len, const struct backend_slice *keys, size_t n,
                   void *buf, size_t cap, size_t *used,
@@ -89,15 +106,21 @@ int call_get_many(struct backend *self, uint64_t now, const char *ns,
   *used = 0;
   if (rc < 0 || n == 0)
     return rc;
-  rc = op_begin(&op, self, now, wait, on_get_many, 1,
+  rc = op_begin(&op, self, now, wait, on_get_many,
+                (uint32_t)((n + MGET_KEYS - 1) / MGET_KEYS),
                 total_length(keys, n) + n * (ns_len + OVERHEAD));
   if (rc < 0)
     return rc;
   op->n = n;
   op->out.items = items;
-  conn_command(op->conn, REPLY_ARRAY, n, "MGET");
-  for (size_t i = 0; i < n; i++)
+  op->status = 0;
+  op->prefix_len = op->capacity = 0;
+  for (size_t i = 0; i < n; i++) {
+    if (i % MGET_KEYS == 0)
+      conn_command(op->conn, REPLY_ARRAY, n - i < MGET_KEYS ? n - i : MGET_KEYS,
+                   "MGET");
     conn_arg2(op->conn, ns, ns_len, keys[i].data, keys[i].length);
+  }
   return op_commit(op);
 }
 
@@ -105,23 +128,34 @@ int call_get_many(struct backend *self, uint64_t now, const char *ns,
  * that the connection takes with it have its. */
 static HANDLER(on_set_many) {
   struct op *op = op_of(call);
-  int lost = reply == NULL, first = op->status;
-  if (!lost && reply->type == REPLY_ERROR)
-    status = op_error_status(reply);
+  int lost = reply == NULL, other = !lost && op_is_other_status(reply);
+  if (other)
+    status = BACKEND_ECONNECTION;
   else if (!lost)
-    status = 1;
+    status = reply->type == REPLY_ERROR ? op_error_status(reply) : 1;
   op->view->stats.sets += status == 1;
-  for (size_t i = index; op->out.statuses && i < (lost ? op->n : index + 1);
-       i++)
+  size_t end = lost || other ? op->n : index + 1;
+  for (size_t i = index; op->out.statuses != NULL && i < end; i++)
     op->out.statuses[i] = status;
-  if (status < 0 && first > 0)
+  if (other) {
+    op_not_ok(op, reply);
+    return;
+  }
+  if (status < 0 && op->status > 0) {
     op->status = status;
+    if (lost) {
+      op_finish_lost(op, status);
+      return;
+    }
+    op->head_len = reply->length < BACKEND_HEAD ? reply->length : BACKEND_HEAD;
+    memcpy(op->head, reply->text, op->head_len);
+  }
   if (!lost && index + 1 < call->count)
     return;
-  if (lost)
-    op_finish_lost(op, op->status);
-  else if (status < 0)
-    op_finish_error(op, op->status, reply->text, reply->length);
+  char words[BACKEND_HEAD];
+  memcpy(words, op->head, sizeof words); /* the op ends before it is read */
+  if (op->status < 0)
+    op_finish_error(op, op->status, words, op->head_len);
   else
     op_finish(op, op->status, NULL, NULL);
 }
@@ -162,6 +196,7 @@ int call_remove_many(struct backend *self, uint64_t now, const char *ns,
                 total_length(keys, n) + n * (ns_len + OVERHEAD));
   if (rc < 0)
     return rc;
+  op->n = n;
   conn_command(op->conn, REPLY_INTEGER, n, "UNLINK");
   for (size_t i = 0; i < n; i++)
     conn_arg2(op->conn, ns, ns_len, keys[i].data, keys[i].length);
@@ -209,47 +244,66 @@ done:
   return rc;
 }
 
+/* A cursor is a number of 64 bits in decimal. 0, or -1. */
+static int read_cursor(const struct reply *reply, uint64_t *cursor) {
+  uint64_t value = 0;
+  if (reply->type != REPLY_STRING || reply->length == 0)
+    return -1;
+  for (size_t i = 0; i < reply->length; i++) {
+    unsigned digit = (unsigned char)reply->text[i] - (unsigned)'0';
+    if (digit > 9 || value > (UINT64_MAX - digit) / 10)
+      return -1;
+    value = value * 10 + digit;
+  }
+  *cursor = value;
+  return 0;
+}
+
 /* Takes SCAN's reply apart: the cursor goes where it belongs, *rest to the
- * first of *n keys. 0, or -1 when it is no such reply. */
+ * first of *n keys. 0, or the op has ended: it is no such reply. */
 static int read_scan(struct op *op, const struct reply *reply,
                      const char **rest, size_t *n) {
-  struct reply cursor, keys;
-  char text[24];
+  struct reply cursor, keys, key;
+  uint64_t next;
   if (reply->integer != 2)
-    return -1;
+    goto other;
   *rest = reply_read(*rest, &cursor);
-  if (cursor.type != REPLY_STRING || cursor.length >= sizeof text)
-    return -1;
-  *rest = reply_read(*rest, &keys);
+  if (read_cursor(&cursor, &next) < 0)
+    goto other;
+  const char *at = *rest = reply_read(*rest, &keys);
   if (keys.type != REPLY_ARRAY)
-    return -1;
-  memcpy(text, cursor.text, cursor.length);
-  text[cursor.length] = '\0';
-  *op->out.cursor = strtoull(text, NULL, 10);
+    goto other;
+  for (int64_t i = 0; i < keys.integer; i++) {
+    at = reply_read(at, &key);
+    if (key.type != REPLY_STRING)
+      goto other;
+  }
+  *op->out.cursor = next;
   *n = (size_t)keys.integer;
   return 0;
+
+other:
+  op_desync(op, "SCAN was answered by another array");
+  return -1;
 }
 
 /* The next key, if it begins with the prefix as it should. */
 static int next_key(const struct op *op, const char **rest, struct reply *key) {
   *rest = reply_read(*rest, key);
-  return key->type == REPLY_STRING && key->length >= op->prefix_len &&
+  return key->length >= op->prefix_len &&
          memcmp(key->text, op->prefix, op->prefix_len) == 0;
-}
-
-static void out_of_step(struct op *op) {
-  struct redis_conn *conn = op->conn;
-  op_finish_error(op, BACKEND_ECONNECTION, NULL, 0);
-  conn_desync(conn, "SCAN was answered by another array");
 }
 
 static HANDLER(on_cleared) {
   struct op *op = op_of(call);
   (void)index;
-  if (op_failed(op, status, reply))
+  if (op_failed(op, status, reply) || op_not_ok(op, reply))
     return;
-  if (reply->type == REPLY_INTEGER)
+  if (reply->type == REPLY_INTEGER) { /* FLUSHDB says OK */
+    if (op_outside(op, reply, 0, (int64_t)op->n))
+      return;
     op->view->stats.deletes += (uint64_t)reply->integer;
+  }
   op_finish(op, *op->out.cursor == 0, NULL, NULL);
 }
 
@@ -259,12 +313,8 @@ static HANDLER(on_clear_scan) {
   struct reply key;
   size_t n, found = 0, bytes = 0;
   (void)index;
-  if (op_failed(op, status, reply))
+  if (op_failed(op, status, reply) || read_scan(op, reply, &rest, &n) < 0)
     return;
-  if (read_scan(op, reply, &rest, &n) < 0) {
-    out_of_step(op);
-    return;
-  }
   const char *at = rest;
   for (size_t i = 0; i < n; i++)
     if (next_key(op, &at, &key)) {
@@ -276,6 +326,7 @@ static HANDLER(on_clear_scan) {
     return;
   }
   op->call.on_reply = on_cleared;
+  op->n = found;
   int rc = conn_begin(op->conn, &op->call, 1, bytes);
   if (rc == 0) {
     conn_command(op->conn, REPLY_INTEGER, found, "UNLINK");
@@ -284,9 +335,8 @@ static HANDLER(on_clear_scan) {
         conn_arg(op->conn, key.text, key.length);
     rc = conn_commit(op->conn);
   }
-  if (rc < 0) {
+  if (rc < 0)
     op_finish_lost(op, rc);
-  }
 }
 
 int call_clear(struct backend *self, uint64_t now, const char *prefix,
@@ -315,12 +365,8 @@ static HANDLER(on_scan) {
   int seen = 0, stop = 0;
   const struct backend_item item = {.version = 1};
   (void)index;
-  if (op_failed(op, status, reply))
+  if (op_failed(op, status, reply) || read_scan(op, reply, &rest, &n) < 0)
     return;
-  if (read_scan(op, reply, &rest, &n) < 0) {
-    out_of_step(op);
-    return;
-  }
   for (size_t i = 0; i < n && stop == 0; i++)
     if (next_key(op, &rest, &key)) {
       seen++;

@@ -12,6 +12,7 @@ enum {
   RETRY_MIN_MS = 20,
   RETRY_MAX_MS = 500,        /* so that we are back within a second */
   STABLE_MS = 1000,          /* a connection shorter than that has failed */
+  SHORT_LIVED_MAX = 3,       /* such ones; then "is back" must be true */
   RETRY_SLOW_MS = 30 * 1000, /* wrong credentials, a server we cannot use */
   STALL_FACTOR = 2,          /* silence, in command timeouts */
   STALL_MIN_MS = 200,
@@ -35,6 +36,19 @@ uint64_t conn_stall_ms(const struct redis_conn *c) {
   return ms > STALL_MIN_MS ? ms : STALL_MIN_MS;
 }
 
+void conn_allow(struct redis_conn *c, uint64_t ms) {
+  if (ms == 0 || ms > STALL_MAX_MS)
+    ms = STALL_MAX_MS;
+  if (ms > c->allowed_ms)
+    c->allowed_ms = ms;
+}
+
+/* How long the server may be silent now. */
+static uint64_t silence_ms(const struct redis_conn *c) {
+  uint64_t stall = conn_stall_ms(c);
+  return c->allowed_ms > stall ? c->allowed_ms : stall;
+}
+
 static void say(struct redis_conn *c, int level, const char *format, ...) {
   char line[sizeof c->name + WHY_SIZE + 64];
   va_list args;
@@ -49,14 +63,20 @@ static void say(struct redis_conn *c, int level, const char *format, ...) {
 
 /* When something is due in this state; 0: nothing. */
 static uint64_t due_ms(const struct redis_conn *c) {
+  uint64_t stable = 0, stall;
   switch (c->state) {
-  case CONN_RESOLVING:
   case CONN_HANDSHAKE:
     return c->attempt_ms;
+  case CONN_RESOLVING:
   case CONN_CONNECTING:
     return c->address_ms < c->attempt_ms ? c->address_ms : c->attempt_ms;
   case CONN_READY:
-    return c->head < c->flushed ? c->wire_ms + conn_stall_ms(c) : 0;
+    if (c->told)
+      stable = c->ready_ms + STABLE_MS;
+    if (c->head >= c->flushed)
+      return stable;
+    stall = c->wire_ms + silence_ms(c);
+    return stable != 0 && stable < stall ? stable : stall;
   case CONN_BACKOFF:
     return c->retry_ms;
   default:
@@ -69,13 +89,20 @@ static void on_timer(uv_timer_t *timer) {
 }
 
 void conn_arm(struct redis_conn *c) {
-  uint64_t due = c->broken ? 1 : due_ms(c), now = conn_time_ms();
+  uint64_t due = c->broken ? 1 : due_ms(c);
   if (due == 0 || c->state == CONN_CLOSED)
     return;
   if (uv_is_active((uv_handle_t *)&c->timer) && c->armed_ms <= due)
     return;
+  uint64_t turn = uv_now(c->loop); /* what libuv counts from */
   c->armed_ms = due;
-  uv_timer_start(&c->timer, on_timer, due > now ? due - uv_now(c->loop) : 0, 0);
+  uv_timer_start(&c->timer, on_timer, due > turn ? due - turn : 0, 0);
+}
+
+static void tell_back(struct redis_conn *c) {
+  say(c, REDIS_LOG_WARN, "Redis at %s is back after %.1f s", c->name,
+      (double)(conn_time_ms() - c->down_ms) / 1000);
+  c->told = 0;
 }
 
 /* A deadline has passed. */
@@ -83,25 +110,29 @@ static void judge(struct redis_conn *c, uint64_t now) {
   double seconds = (double)c->options.connect_timeout_ms / 1000;
   switch (c->state) {
   case CONN_RESOLVING:
-    conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON,
-              "the name was not resolved within %g s", seconds);
-    break;
   case CONN_CONNECTING:
-    if (now >= c->attempt_ms)
+    if (now < c->attempt_ms)
+      dial_next_address(c);
+    else if (c->state == CONN_RESOLVING)
+      conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON,
+                "the name was not resolved within %g s", seconds);
+    else
       conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "no connection within %g s",
                 seconds);
-    else
-      dial_next_address(c);
     break;
   case CONN_HANDSHAKE:
     conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON,
               "connected, but not answered within %g s", seconds);
     break;
   case CONN_READY:
+    if (c->told && now >= c->ready_ms + STABLE_MS) {
+      tell_back(c);
+      break;
+    }
     c->stats.stalls++;
     conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON,
               "silent for %g s: the connection was given up",
-              (double)conn_stall_ms(c) / 1000);
+              (double)silence_ms(c) / 1000);
     break;
   case CONN_BACKOFF:
     dial_start(c);
@@ -115,17 +146,19 @@ static void on_check(uv_check_t *check) {
   struct redis_conn *c = check->data;
   uint64_t due = due_ms(c), now = uv_now(c->loop);
   if (c->broken) {
-    char why[WHY_SIZE];
-    memcpy(why, c->why, sizeof why);
-    conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "%s", why);
+    conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "%s", c->broken_by);
   } else if (due != 0 && now >= due) {
     judge(c, now);
   }
   conn_arm(c);
 }
 
+/* Arms the timer here, too: it may just have gone off for a deadline that has
+ * been put off since. */
 static void on_prepare(uv_prepare_t *prepare) {
-  pipe_flush(prepare->data);
+  struct redis_conn *c = prepare->data;
+  pipe_flush(c);
+  conn_arm(c);
 }
 
 /* ---- up and down ---- */
@@ -139,13 +172,20 @@ void conn_ready(struct redis_conn *c) {
   c->state = CONN_READY;
   c->stats.connects++;
   c->ready_ms = conn_time_ms();
-  if (c->told)
-    say(c, REDIS_LOG_WARN, "Redis at %s is back after %.1f s", c->name,
-        (double)(conn_time_ms() - c->down_ms) / 1000);
-  c->told = 0;
+  if (c->told && c->short_lived < SHORT_LIVED_MAX)
+    tell_back(c);
   pipe_hold_loop(c);
   pipe_flush(c);
   conn_arm(c);
+}
+
+/* Says why commands fail now. The server's words are in it: no line of a log
+ * shall end where they want it. */
+static void set_why(struct redis_conn *c, const char *text) {
+  snprintf(c->why, sizeof c->why, "Redis at %.100s: %.140s", c->name, text);
+  for (char *at = c->why; *at != '\0'; at++)
+    if ((unsigned char)*at < ' ' || *at == 0x7f)
+      *at = '?';
 }
 
 /* How long to wait before the next attempt. */
@@ -162,12 +202,16 @@ static uint64_t retry_delay(struct redis_conn *c, int retry) {
   return RETRY_MIN_MS + conn_random(c, most - RETRY_MIN_MS);
 }
 
-static void tell_down(struct redis_conn *c) {
+static void tell_down(struct redis_conn *c, int retry) {
   if (c->told || c->patient)
     return;
   c->told = 1;
   c->down_ms = conn_time_ms();
-  say(c, REDIS_LOG_WARN, "%s; commands fail until it is back", c->why);
+  const char *next = retry == RETRY_SLOW ? "it is tried again in 30 s"
+                     : c->down_status == BACKEND_ECONNECTION
+                         ? "commands fail until it is back"
+                         : "commands fail until that has changed";
+  say(c, REDIS_LOG_WARN, "%s; %s", c->why, next);
 }
 
 void conn_drop(struct redis_conn *c, int status, int retry, const char *format,
@@ -181,31 +225,30 @@ void conn_drop(struct redis_conn *c, int status, int retry, const char *format,
   va_start(args, format);
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
-  if (c->broken)
-    memcpy(c->why, text, sizeof text); /* conn_break has named the server */
-  else
-    snprintf(c->why, sizeof c->why, "Redis at %.100s: %.140s", c->name, text);
+  set_why(c, text);
   c->broken = 0;
+  if (c->state == CONN_READY)
+    c->short_lived = was_good ? 0 : c->short_lived + 1;
+  c->next_host_first = c->state == CONN_HANDSHAKE;
   c->patient = was_good && c->head == c->tail;
   c->attempts = was_good ? 0 : c->attempts + 1;
   c->down_status = status;
   c->state = CONN_BACKOFF;
   c->retry_ms = now + retry_delay(c, retry);
   dial_stop(c);
-  tell_down(c);
+  tell_down(c, retry);
   pipe_fail(c, status);
   conn_arm(c);
 }
 
 void conn_break(struct redis_conn *c, const char *format, ...) {
-  char text[WHY_SIZE];
   va_list args;
   if (c->broken)
     return;
   va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
+  vsnprintf(c->broken_by, sizeof c->broken_by, format, args);
   va_end(args);
-  snprintf(c->why, sizeof c->why, "Redis at %.100s: %.140s", c->name, text);
+  set_why(c, c->broken_by);
   c->broken = 1;
   conn_arm(c);
 }
@@ -272,6 +315,9 @@ struct redis_conn *conn_open(uv_loop_t *loop, const struct redis_options *o,
 }
 
 void conn_close(struct redis_conn *c) {
+  if (c->state == CONN_CLOSED)
+    return;
+  c->reading = 0; /* in a callback of a read: what is there may go out */
   pipe_flush(c);
   c->state = CONN_CLOSED;
   snprintf(c->why, sizeof c->why, "Redis: the connection was closed");

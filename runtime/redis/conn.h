@@ -20,6 +20,9 @@
  * States: idle -> resolving -> connecting -> handshake -> ready, from where an
  * error leads to backoff and from there to resolving again.
  *
+ * Pending commands keep the loop alive; a connection that is idle, or on its
+ * way to a server that nobody waits for, does not.
+ *
  * Everything happens on the loop's thread. on_reply is called from the loop,
  * never from inside begin ... commit or cancel. Deadlines are judged in the
  * loop's check phase, after the sockets were read. Knows no Lua.
@@ -59,7 +62,8 @@ struct redis_options {
   char password[1024];
   int db;
   int mode;
-  uint64_t timeout_ms;         /* of a command; the stall limit is twice it */
+  uint64_t timeout_ms;         /* of a command; the stall limit is twice it, */
+                               /* or more: see conn_allow */
   uint64_t connect_timeout_ms; /* names and addresses; then the handshake */
 };
 
@@ -103,7 +107,7 @@ struct redis_conn *conn_open(uv_loop_t *loop, const struct redis_options *o,
                              redis_log_fn *log, void *ud);
 /* Closes it: what is pending fails (BACKEND_ECLOSED) before this returns; what
  * the socket takes at once is still sent. Frees itself when the loop has run.
- */
+ * To close it again, from a callback of this, does nothing. */
 void conn_close(struct redis_conn *c);
 
 /* Starts to connect, if it has not begun. */
@@ -131,6 +135,9 @@ void conn_arg_int(struct redis_conn *c, int64_t value);
 void conn_spoil(struct redis_conn *c);
 /* Ends the call's commands: 0, or BACKEND_ENOMEM and none was sent. */
 int conn_commit(struct redis_conn *c);
+/* The caller will wait so long for what it has just committed, 0: for ever. A
+ * server that is silent meanwhile has not stalled. */
+void conn_allow(struct redis_conn *c, uint64_t ms);
 /* Nobody wants the outcome any more: on_reply is not called again. */
 void conn_cancel(struct redis_conn *c, struct redis_call *call);
 

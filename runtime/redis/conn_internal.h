@@ -52,11 +52,6 @@ struct socket {
   char input[INPUT_SIZE];
 };
 
-struct resolve { /* a name's look-up, which nothing can interrupt */
-  uv_getaddrinfo_t request;
-  struct redis_conn *conn; /* NULL: abandoned */
-};
-
 struct entry {             /* of the FIFO: a command without a reply */
   struct redis_call *call; /* NULL: a tombstone */
   int expect;              /* reply_type bits */
@@ -68,26 +63,30 @@ struct redis_conn {
   redis_log_fn *log;
   void *log_ud;
   enum conn_state state;
-  char name[300];      /* "127.0.0.1:6379" of what it talks to, or tries to */
-  char why[WHY_SIZE];  /* the last failure */
-  int down_status;     /* what commands get while it is down */
-  int patient;         /* commands may wait for this attempt */
-  int broken;          /* an error waits for the check phase */
-  int failing;         /* pending commands are being failed */
-  int told;            /* the log knows that it is down */
-  unsigned attempts;   /* failed ones since it was up for a while */
-  uint64_t ready_ms;   /* when it was ready last */
-  uint64_t down_ms;    /* when it went down */
-  unsigned random;     /* of jitter */
-  uint64_t attempt_ms; /* when the attempt, or its handshake, is over */
-  uint64_t address_ms; /* when the present address's share is over */
-  uint64_t retry_ms;   /* BACKOFF: when the next attempt begins */
-  uint64_t armed_ms;   /* what the timer is set to */
+  char name[300];       /* "127.0.0.1:6379" of what it talks to, or tries to */
+  char why[WHY_SIZE];   /* the last failure */
+  int down_status;      /* what commands get while it is down */
+  int patient;          /* commands may wait for this attempt */
+  int broken;           /* an error waits for the check phase: */
+  char broken_by[128];  /* this one */
+  int failing;          /* pending commands are being failed */
+  int told;             /* the log knows that it is down */
+  unsigned short_lived; /* connections in a row that were soon lost */
+  unsigned attempts;    /* failed ones since it was up for a while */
+  uint64_t ready_ms;    /* when it was ready last */
+  uint64_t down_ms;     /* when it went down */
+  unsigned random;      /* of jitter */
+  uint64_t attempt_ms;  /* when the attempt, or its handshake, is over */
+  uint64_t address_ms;  /* when the present address's or name's share is */
+  uint64_t retry_ms;    /* BACKOFF: when the next attempt begins */
+  uint64_t armed_ms;    /* what the timer is set to */
 
   /* dial.c */
-  struct resolve *resolve;
+  struct lookup *lookups[REDIS_HOSTS_MAX]; /* those under way, by host */
   struct addrinfo *addresses, *next_address;
   int next_host;
+  int next_host_first; /* the last one took the connection, but not more */
+  char refusal[128];   /* what the last address or name met */
   struct socket *socket;
 
   /* handshake.c */
@@ -101,12 +100,14 @@ struct redis_conn {
   struct entry *ring;  /* entries head .. tail - 1, modulo capacity */
   size_t capacity;     /* a power of two, or 0 */
   uint64_t head, tail; /* of all the commands ever */
+  int reading;         /* what was read now answers nothing sent later: wait */
   uint64_t flushed;    /* those below were given to the kernel */
   const char *tape;    /* of the reply that is being handed out */
   size_t tape_length;
   struct bytes out;
   struct redis_call *making; /* between begin and commit */
   size_t making_length;      /* out.length before it */
+  uint64_t allowed_ms;       /* longest of the calls since it was idle */
   uint64_t wire_ms;          /* since when the server owes us a byte */
   struct redis_call echo;    /* conn_suspect's */
   int echo_pending;
@@ -136,8 +137,9 @@ uint64_t conn_time_ms(void); /* now, not as of the turn's beginning */
 
 /* dial.c */
 void dial_start(struct redis_conn *c);
-void dial_next_address(struct redis_conn *c); /* gives the present one up */
-void dial_stop(struct redis_conn *c);         /* closes and forgets it all */
+/* Gives the present address up, or the look-up of the present name. */
+void dial_next_address(struct redis_conn *c);
+void dial_stop(struct redis_conn *c); /* closes and forgets it all */
 
 /* handshake.c */
 void handshake_start(struct redis_conn *c);

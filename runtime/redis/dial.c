@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "redis/conn_internal.h"
+#include "redis/lookup.h"
 
 enum { KEEPALIVE_S = 15 };
 
@@ -67,10 +68,11 @@ static void set_options(struct redis_conn *c, struct socket *s) {
 
 static void forget_addresses(struct redis_conn *c) {
   if (c->addresses != NULL)
-    uv_freeaddrinfo(c->addresses);
+    freeaddrinfo(c->addresses);
   c->addresses = c->next_address = NULL;
 }
 
+static void let_go_of_name(struct redis_conn *c);
 static void next_host(struct redis_conn *c);
 
 static void on_connect(uv_connect_t *request, int status) {
@@ -81,7 +83,7 @@ static void on_connect(uv_connect_t *request, int status) {
   if (status == 0)
     status = uv_read_start(&s->io.stream, pipe_alloc, pipe_read);
   if (status < 0) {
-    snprintf(c->why, sizeof c->why, "%s", uv_strerror(status));
+    snprintf(c->refusal, sizeof c->refusal, "%s", uv_strerror(status));
     dial_next_address(c);
     return;
   }
@@ -98,30 +100,38 @@ static int try_address(struct redis_conn *c, const struct sockaddr *address) {
                : uv_tcp_connect(&s->connect, &s->io.tcp, address, on_connect);
   if (rc == 0)
     return 0;
-  snprintf(c->why, sizeof c->why, "%s", uv_strerror(rc));
+  snprintf(c->refusal, sizeof c->refusal, "%s", uv_strerror(rc));
   close_socket(c);
   return -1;
 }
 
-/* What is left of the attempt's time is shared by the addresses left. */
-static void share_time(struct redis_conn *c, unsigned addresses_left) {
+/* What is left of the attempt's time is shared by the addresses left, and by
+ * the names that have not been looked up. */
+static void share_time(struct redis_conn *c, enum conn_state state,
+                       unsigned addresses_left) {
   uint64_t now = conn_time_ms();
   uint64_t left = c->attempt_ms > now ? c->attempt_ms - now : 0;
   c->address_ms = now + left / addresses_left;
-  c->state = CONN_CONNECTING;
+  c->state = state;
+  snprintf(c->refusal, sizeof c->refusal, "no answer");
   conn_arm(c);
+}
+
+static unsigned hosts_left(const struct redis_conn *c) {
+  return (unsigned)(c->options.host_count - c->next_host);
 }
 
 void dial_next_address(struct redis_conn *c) {
   close_socket(c);
+  let_go_of_name(c);
   while (c->next_address != NULL) {
     const struct addrinfo *address = c->next_address;
-    unsigned left = (unsigned)(c->options.host_count - c->next_host);
+    unsigned left = hosts_left(c);
     for (const struct addrinfo *a = address; a != NULL; a = a->ai_next)
       left++;
     c->next_address = address->ai_next;
     if (try_address(c, address->ai_addr) == 0) {
-      share_time(c, left);
+      share_time(c, CONN_CONNECTING, left);
       return;
     }
   }
@@ -131,41 +141,50 @@ void dial_next_address(struct redis_conn *c) {
 
 /* ---- names ---- */
 
-static void on_resolved(uv_getaddrinfo_t *request, int status,
-                        struct addrinfo *addresses) {
-  struct resolve *resolve = request->data;
-  struct redis_conn *c = resolve->conn;
-  free(resolve);
-  if (c == NULL) {
-    uv_freeaddrinfo(addresses);
+/* What is found when we no longer wait for it is not taken: it may be old. */
+static void on_lookup(struct lookup *l, void *ud, struct addrinfo *addresses,
+                      const char *error) {
+  struct redis_conn *c = ud;
+  int host = 0;
+  while (c->lookups[host] != l)
+    host++;
+  c->lookups[host] = NULL;
+  if (c->state != CONN_RESOLVING || host != c->next_host - 1) {
+    if (addresses != NULL)
+      freeaddrinfo(addresses);
     return;
   }
-  c->resolve = NULL;
-  if (status < 0)
-    snprintf(c->why, sizeof c->why, "%s", uv_strerror(status));
+  snprintf(c->refusal, sizeof c->refusal, "%s", error);
   c->addresses = c->next_address = addresses;
   dial_next_address(c);
 }
 
-static int start_resolve(struct redis_conn *c, const struct redis_host *host) {
-  const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-  struct resolve *resolve = calloc(1, sizeof *resolve);
-  char port[16];
-  if (resolve == NULL)
-    return UV_ENOMEM;
-  snprintf(port, sizeof port, "%d", host->port);
-  resolve->request.data = resolve;
-  int rc = uv_getaddrinfo(c->loop, &resolve->request, on_resolved, host->name,
-                          port, &hints);
-  if (rc < 0) {
-    free(resolve);
-    return rc;
+/* One that is under way since an earlier attempt is waited for again: so there
+ * is never more than one for a host. */
+static int start_lookup(struct redis_conn *c, const struct redis_host *host) {
+  struct lookup **l = &c->lookups[host - c->options.hosts];
+  if (*l == NULL)
+    *l = lookup_start(c->loop, host->name, host->port, on_lookup, c);
+  if (*l == NULL) {
+    snprintf(c->refusal, sizeof c->refusal, "%s", uv_strerror(UV_ENOMEM));
+    return -1;
   }
-  resolve->conn = c;
-  c->resolve = resolve;
-  c->state = CONN_RESOLVING;
-  conn_arm(c);
+  lookup_hold_loop(*l, 1);
+  share_time(c, CONN_RESOLVING, 1 + hosts_left(c));
   return 0;
+}
+
+/* Stops waiting for the present name, which nothing can interrupt. */
+static void let_go_of_name(struct redis_conn *c) {
+  for (int i = 0; i < c->options.host_count; i++)
+    if (c->lookups[i] != NULL)
+      lookup_hold_loop(c->lookups[i], 0);
+}
+
+static void abandon_lookups(struct redis_conn *c) {
+  for (int i = 0; i < c->options.host_count; i++)
+    if (c->lookups[i] != NULL)
+      lookup_abandon(c->lookups[i]);
 }
 
 static int try_host(struct redis_conn *c, const struct redis_host *host) {
@@ -181,22 +200,17 @@ static int try_host(struct redis_conn *c, const struct redis_host *host) {
       uv_ip6_addr(host->name, host->port, &address.v6) == 0) {
     if (try_address(c, &address.any) < 0)
       return -1;
-    share_time(c, 1 + (unsigned)(c->options.host_count - c->next_host));
+    share_time(c, CONN_CONNECTING, 1 + hosts_left(c));
     return 0;
   }
-  int rc = start_resolve(c, host);
-  if (rc < 0)
-    snprintf(c->why, sizeof c->why, "%s", uv_strerror(rc));
-  return rc;
+  return start_lookup(c, host);
 }
 
 static void next_host(struct redis_conn *c) {
   while (c->next_host < c->options.host_count)
     if (try_host(c, &c->options.hosts[c->next_host++]) == 0)
       return;
-  char why[WHY_SIZE];
-  memcpy(why, c->why, sizeof why);
-  conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "%s", why);
+  conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "%s", c->refusal);
 }
 
 /* libuv reports a failure to connect to a unix socket in the callback. */
@@ -208,13 +222,14 @@ static void try_path(struct redis_conn *c) {
     return;
   }
   c->next_host = c->options.host_count;
-  share_time(c, 1);
+  share_time(c, CONN_CONNECTING, 1);
   uv_pipe_connect(&s->connect, &s->io.pipe, c->options.path, on_connect);
 }
 
 void dial_start(struct redis_conn *c) {
   c->attempt_ms = conn_time_ms() + c->options.connect_timeout_ms;
-  c->next_host = 0;
+  if (!c->next_host_first || hosts_left(c) == 0)
+    c->next_host = 0;
   if (c->options.host_count == 0)
     try_path(c);
   else
@@ -224,11 +239,9 @@ void dial_start(struct redis_conn *c) {
 void dial_stop(struct redis_conn *c) {
   close_socket(c);
   forget_addresses(c);
-  if (c->resolve != NULL) {
-    c->resolve->conn = NULL;
-    uv_cancel((uv_req_t *)&c->resolve->request); /* works before it began */
-    c->resolve = NULL;
-  }
+  let_go_of_name(c);
+  if (c->state == CONN_CLOSED)
+    abandon_lookups(c);
   reader_close(c->reader);
   c->reader = NULL;
 }

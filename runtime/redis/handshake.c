@@ -3,6 +3,9 @@
  * connections for a server that is stopped). One write; on servers or proxies
  * without HELLO a second one, with the commands of old.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memmem */
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,6 +65,7 @@ static void greet(struct redis_conn *c) {
   char db[16];
   c->greeting_count = c->greeted = 0;
   c->greeting.sent = c->greeting.length = 0;
+  c->greeting.failed = 0;
   if (c->plain)
     say_plain(c);
   else
@@ -104,15 +108,35 @@ static int begins(const struct reply *reply, const char *word) {
   return reply->length >= n && memcmp(reply->text, word, n) == 0;
 }
 
-/* The server's own words are the reason. It may not echo what it was sent, so
- * a password is not in them. */
+static int is_text(const struct reply *reply, const char *text) {
+  return reply->length == strlen(text) && begins(reply, text);
+}
+
+/* How much of an error can be told: servers and proxies of old repeat the
+ * arguments of a command that they do not know, which may be a password. */
+static size_t without_secrets(const struct redis_conn *c,
+                              const struct reply *reply) {
+  static const char arguments[] = ", with args beginning with";
+  const char *end =
+      memmem(reply->text, reply->length, arguments, sizeof arguments - 1);
+  size_t length = end != NULL ? (size_t)(end - reply->text) : reply->length;
+  const char *secret = c->options.password;
+  if (*secret != '\0' &&
+      memmem(reply->text, length, secret, strlen(secret)) != NULL)
+    return 0;
+  return length < WHY_SIZE ? length : WHY_SIZE;
+}
+
+/* The server's own words are the reason. */
 static void refuse(struct redis_conn *c, const struct reply *reply) {
+  static const char refused[] = "an error that repeats the password";
   int slow = begins(reply, "WRONGPASS") || begins(reply, "NOAUTH") ||
              begins(reply, "NOPERM") || begins(reply, "ERR invalid password") ||
              begins(reply, "ERR AUTH");
+  int length = (int)without_secrets(c, reply);
   conn_drop(c, BACKEND_ESERVER, slow ? RETRY_SLOW : RETRY_SOON, "%.*s",
-            (int)(reply->length < WHY_SIZE ? reply->length : WHY_SIZE),
-            reply->text);
+            length > 0 ? length : (int)sizeof refused - 1,
+            length > 0 ? reply->text : refused);
 }
 
 /* Is a server of that version and mode one that we can use? Else it is
@@ -122,14 +146,14 @@ static int check_server(struct redis_conn *c, const char *version,
   int major, minor;
   if (sscanf(version, "%d.%d", &major, &minor) == 2 &&
       (major < OLDEST_MAJOR || (major == OLDEST_MAJOR && minor < OLDEST_MINOR)))
-    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SLOW,
+    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SOON,
               "version %d.%d is too old: at least %d.%d is needed", major,
               minor, OLDEST_MAJOR, OLDEST_MINOR);
   else if (strcmp(mode, "cluster") == 0 && c->options.mode == REDIS_AUTO)
-    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SLOW,
+    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SOON,
               "Redis Cluster: not in this version");
   else if (strcmp(mode, "sentinel") == 0)
-    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SLOW,
+    conn_drop(c, BACKEND_EUNSUPPORTED, RETRY_SOON,
               "Redis Sentinel: not in this version");
   else
     return 0;
@@ -182,10 +206,14 @@ static int check_info(struct redis_conn *c, const struct reply *info) {
   return check_server(c, version, mode);
 }
 
+/* Errors that a server gives although it serves: the user may not PING; it
+ * cannot save, so that it refuses writes. */
 static void on_pong(struct redis_conn *c, const struct reply *reply) {
-  int ok = reply->type != REPLY_ERROR || begins(reply, "NOPERM");
-  if (!ok)
+  int error = reply->type == REPLY_ERROR;
+  if (error && !begins(reply, "NOPERM") && !begins(reply, "MISCONF"))
     refuse(c, reply);
+  else if (!error && !begins(reply, "PONG")) /* a reply too many before it */
+    conn_desync(c, "PING was answered by something else");
   else
     conn_ready(c);
 }
@@ -198,6 +226,12 @@ static int lacks_hello(const struct reply *reply) {
 
 void handshake_reply(struct redis_conn *c, const struct reply *reply,
                      const char *rest) {
+  static const enum reply_type answers[] = {
+      [HELLO] = REPLY_ARRAY,     [AUTH] = REPLY_STATUS,
+      [SELECT] = REPLY_STATUS,   [SET_NAME] = REPLY_STATUS,
+      [SET_INFO] = REPLY_STATUS, [INFO] = REPLY_STRING,
+      [PING] = REPLY_STATUS,
+  };
   int error = reply->type == REPLY_ERROR;
   int kind = c->greetings[c->greeted++];
   int last = c->greeted == c->greeting_count;
@@ -208,13 +242,15 @@ void handshake_reply(struct redis_conn *c, const struct reply *reply,
       greet(c);
     return;
   }
-  if (error && (kind == HELLO || kind == AUTH || kind == SELECT)) {
+  if (!error && (reply->type != answers[kind] ||
+                 (reply->type == REPLY_STATUS &&
+                  !is_text(reply, kind == PING ? "PONG" : "OK"))))
+    conn_desync(c, "a reply of a kind that its command cannot have");
+  else if (error && (kind == HELLO || kind == AUTH || kind == SELECT))
     refuse(c, reply);
-    return;
-  }
-  if (kind == HELLO && reply->type == REPLY_ARRAY)
+  else if (kind == HELLO)
     check_hello(c, reply, rest);
-  else if (kind == INFO && reply->type == REPLY_STRING)
+  else if (kind == INFO && !error)
     check_info(c, reply);
   else if (kind == PING)
     on_pong(c, reply);

@@ -25,7 +25,7 @@ struct op {
   struct backend_wait *wait; /* whom to answer */
   uint64_t now;              /* the caller's clock */
   int status;                /* set_many: the first error so far */
-  size_t n;                  /* get_many, set_many: keys */
+  size_t n;                  /* keys, where there may be many */
   union {
     int64_t *sum;               /* increment */
     int *statuses;              /* set_many */
@@ -34,9 +34,11 @@ struct op {
   } out;
   int64_t delta;            /* increment */
   struct backend_item item; /* info, while it gathers */
-  char head[BACKEND_HEAD];
-  char *prefix; /* clear, scan: a copy */
+  char head[BACKEND_HEAD];  /* likewise; set_many: the first error's words */
+  size_t head_len;
+  char *prefix; /* clear, scan: a copy; get_many: the values so far */
   size_t prefix_len;
+  size_t capacity;     /* get_many: of prefix */
   backend_scan_fn *fn; /* scan */
   void *ud;
 };
@@ -64,6 +66,15 @@ void op_finish_lost(struct op *op, int status);
 int op_error_status(const struct reply *reply);
 /* Ends the op if this is no proper reply: 1. */
 int op_failed(struct op *op, int status, const struct reply *reply);
+/* Ends the op, and the connection: its reply is one that cannot be. */
+void op_desync(struct op *op, const char *what);
+/* The same if the integer of the reply is not within these bounds: 1. */
+int op_outside(struct op *op, const struct reply *reply, int64_t least,
+               int64_t most);
+/* Is it a status but not OK: PONG, say, or QUEUED? */
+int op_is_other_status(const struct reply *reply);
+/* The same as op_outside for such a status. */
+int op_not_ok(struct op *op, const struct reply *reply);
 void op_command(struct op *op, int expect, size_t more_args, const char *name,
                 const char *ns, size_t ns_len, const char *key, size_t key_len);
 void op_arg(struct op *op, const char *text);

@@ -158,7 +158,7 @@ static void send_bytes(struct redis_conn *c, struct bytes *b) {
 void pipe_flush(struct redis_conn *c) {
   int ready = c->state == CONN_READY;
   struct bytes *b = ready ? &c->out : &c->greeting;
-  if (c->socket == NULL || c->socket->blocked || c->broken ||
+  if (c->socket == NULL || c->socket->blocked || c->broken || c->reading ||
       b->sent == b->length || !(ready || c->state == CONN_HANDSHAKE))
     return;
   if (ready) {
@@ -196,6 +196,8 @@ static int grow_ring(struct redis_conn *c, size_t need) {
 }
 
 void pipe_hold_loop(struct redis_conn *c) {
+  if (c->head == c->tail)
+    c->allowed_ms = 0;
   void (*hold)(uv_handle_t *) = c->head < c->tail ? uv_ref : uv_unref;
   hold((uv_handle_t *)&c->timer);
   if (c->socket != NULL)
@@ -328,7 +330,10 @@ void pipe_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf) {
 
 void conn_desync(struct redis_conn *c, const char *what) {
   c->stats.desyncs++;
-  conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "protocol error: %s", what);
+  static const char said[] = "Protocol error, "; /* hiredis begins so */
+  size_t skip = sizeof said - 1;
+  conn_drop(c, BACKEND_ECONNECTION, RETRY_SOON, "protocol error: %s",
+            strncmp(what, said, skip) == 0 ? what + skip : what);
 }
 
 /* A value that was skipped: its call fails, the connection goes on. */
@@ -377,7 +382,7 @@ void pipe_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
   struct socket *s = stream->data;
   struct redis_conn *c = s->conn;
   const char *tape;
-  int rc;
+  int rc = 0;
   if (c == NULL || n == 0)
     return;
   if (n < 0) {
@@ -387,13 +392,16 @@ void pipe_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
     return;
   }
   c->wire_ms = conn_time_ms();
+  c->reading = 1;
   reader_feed(c->reader, buf->base, (size_t)n);
-  while ((rc = reader_next(c->reader, &tape, &c->tape_length)) == 1) {
+  while (s->conn != NULL &&
+         (rc = reader_next(c->reader, &tape, &c->tape_length)) == 1) {
     c->tape = tape;
-    take_reply(c, tape);
-    if (s->conn == NULL) /* it was dropped */
-      return;
+    take_reply(c, tape); /* may drop the connection */
   }
+  c->reading = 0;
+  if (s->conn == NULL)
+    return;
   if (rc < 0)
     conn_desync(c, reader_error(c->reader));
   else if (c->head == c->tail)

@@ -2,11 +2,16 @@
  *
  * Bytes wait in `in` and go to the parser in slices: after every KiB that it
  * has consumed it moves the rest of its buffer, so that small slices cost less.
- * A lone large bulk is found where the parser has run dry: what it holds since
- * the last whole reply (`held`) are also the last bytes before `in`. If they
- * begin with the header of such a bulk, the parser is replaced by a fresh one
- * and the bulk is collected here.
+ * A large bulk is found where the parser has run dry: it takes a reply's first
+ * byte at once, lines when they are whole, and a bulk with its header when all
+ * of it is there. So if what it has not taken begins with a whole line, that is
+ * the rest of a bulk's header; and if it has taken but one byte since the last
+ * whole reply, the bulk stands alone. Then the parser is replaced by a fresh
+ * one and the bulk is collected here.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memmem */
+#endif
 #include "redis/reply.h"
 
 #include <assert.h>
@@ -19,15 +24,14 @@ enum {
   RECORD = 9,             /* type and number, before a record's text */
   TAPE_FIRST = 512,       /* bytes of a new tape */
   TAPE_KEEP = 256 * 1024, /* a larger one is given back after its one reply */
-  HEADER_MAX = 24         /* "$536870912\r\n" and some */
+  DIGITS_MAX = 20         /* of a bulk's length */
 };
 
 struct reader {
   redisReader *parser;
   const char *in; /* bytes that nobody has looked at yet */
   size_t in_left; /* how many */
-  size_t in_done; /* how many of the same piece lie before `in` */
-  size_t held;    /* bytes of an unfinished reply that the parser holds */
+  size_t held;    /* bytes of an unfinished reply that the parser was given */
   char *tape;     /* the reply that is being read, or was given last */
   size_t length;  /* of the tape */
   size_t capacity;
@@ -53,6 +57,9 @@ const char *reply_read(const char *tape, struct reply *out) {
   return tape + number;
 }
 
+static const char no_memory[] = "out of memory";
+static const char too_many_bytes[] = "reply limit: more than 64 MiB";
+
 static void put_record(char *at, enum reply_type type, int64_t number) {
   *at = (char)type;
   memcpy(at + 1, &number, sizeof number);
@@ -70,14 +77,14 @@ static void *append(struct reader *r, enum reply_type type, int64_t number,
                     const char *text, size_t length) {
   size_t need = r->length + RECORD + length;
   if (need > REPLY_BYTES_MAX)
-    return fail(r, "reply limit: more than 64 MiB");
+    return fail(r, too_many_bytes);
   if (need > r->capacity) {
     size_t capacity = r->capacity ? r->capacity : TAPE_FIRST;
     while (capacity < need)
       capacity *= 2;
     char *tape = realloc(r->tape, capacity);
     if (tape == NULL)
-      return fail(r, "out of memory");
+      return fail(r, no_memory);
     r->tape = tape;
     r->capacity = capacity;
   }
@@ -90,6 +97,9 @@ static void *append(struct reader *r, enum reply_type type, int64_t number,
 
 /* ---- what the parser calls ---- */
 
+static const char no_end[] = "a bulk string without its end";
+static const char no_type[] = "a type that RESP2 does not have";
+
 static void *on_string(const redisReadTask *task, char *text, size_t length) {
   struct reader *r = task->privdata;
   enum reply_type type = task->type == REDIS_REPLY_STRING   ? REPLY_STRING
@@ -97,9 +107,11 @@ static void *on_string(const redisReadTask *task, char *text, size_t length) {
                          : task->type == REDIS_REPLY_ERROR  ? REPLY_ERROR
                                                             : 0;
   if (type == 0)
-    return fail(r, "a type that RESP2 does not have");
+    return fail(r, no_type);
   if (type != REPLY_STRING && length > REPLY_LINE_MAX)
     return fail(r, "line limit: more than 64 KiB");
+  if (type == REPLY_STRING && memcmp(text + length, "\r\n", 2) != 0)
+    return fail(r, no_end); /* the parser does not look */
   return append(r, type, (int64_t)length, text, length);
 }
 
@@ -116,7 +128,7 @@ static void *on_array(const redisReadTask *task, array_size size) {
   for (const redisReadTask *up = task->parent; up != NULL; up = up->parent)
     depth++;
   if (task->type != REDIS_REPLY_ARRAY)
-    return fail(r, "a type that RESP2 does not have");
+    return fail(r, no_type);
   if (depth > REPLY_DEPTH_MAX)
     return fail(r, "depth limit: more than 7 arrays within each other");
   if (elements > REPLY_ELEMENTS_MAX - r->elements)
@@ -130,6 +142,8 @@ static void *on_integer(const redisReadTask *task, long long value) {
 }
 
 static void *on_nil(const redisReadTask *task) {
+  if (task->type == REDIS_REPLY_NIL) /* RESP3's own, not $-1 or *-1 */
+    return fail(task->privdata, no_type);
   return append(task->privdata, REPLY_NIL, 0, NULL, 0);
 }
 
@@ -143,12 +157,12 @@ static void *on_double(const redisReadTask *task, double value, char *text,
   (void)value;
   (void)text;
   (void)length;
-  return fail(task->privdata, "a type that RESP2 does not have");
+  return fail(task->privdata, no_type);
 }
 
 static void *on_boolean(const redisReadTask *task, int value) {
   (void)value;
-  return fail(task->privdata, "a type that RESP2 does not have");
+  return fail(task->privdata, no_type);
 }
 #endif
 
@@ -167,7 +181,7 @@ static redisReader *new_parser(struct reader *r) {
   redisReader *parser = redisReaderCreateWithFunctions(&functions);
   if (parser != NULL) {
     parser->privdata = r;
-    parser->maxbuf = 0; /* keep the buffer */
+    parser->maxbuf = TAPE_KEEP; /* of its empty buffer */
   }
   return parser;
 }
@@ -200,14 +214,6 @@ void reader_feed(struct reader *r, const char *bytes, size_t length) {
   assert(r->in_left == 0);
   r->in = bytes;
   r->in_left = length;
-  r->in_done = 0;
-}
-
-char *reader_take(struct reader *r) {
-  char *tape = r->tape;
-  r->tape = NULL;
-  r->length = r->capacity = 0;
-  return tape;
 }
 
 /* ---- large bulks ---- */
@@ -215,21 +221,18 @@ char *reader_take(struct reader *r) {
 static void advance(struct reader *r, size_t n) {
   r->in += n;
   r->in_left -= n;
-  r->in_done += n;
 }
 
-/* The length in a bulk's header at `at`, and the header's own in *header; 0
- * when there is no such header, or not all of it. */
-static size_t read_header(const char *at, size_t available, size_t *header) {
-  size_t value = 0, i = 1;
-  if (available == 0 || *at != '$')
-    return 0;
-  for (; i < available && i < HEADER_MAX && at[i] >= '0' && at[i] <= '9'; i++)
+/* The number in the whole line at `at`, and the line's length in *line; 0 when
+ * there is no such line. */
+static size_t read_line(const char *at, size_t available, size_t *line) {
+  size_t value = 0, i = 0;
+  for (; i < available && i < DIGITS_MAX && at[i] >= '0' && at[i] <= '9'; i++)
     if (value <= REPLY_BULK_MAX) /* else it is too large already */
       value = value * 10 + (size_t)(at[i] - '0');
   if (i + 1 >= available || at[i] != '\r' || at[i + 1] != '\n')
     return 0;
-  *header = i + 2;
+  *line = i + 2;
   return value;
 }
 
@@ -242,7 +245,7 @@ static int begin_bulk(struct reader *r, size_t length) {
   if (length <= REPLY_BYTES_MAX - RECORD) {
     r->bulk = malloc(RECORD + length + 2);
     if (r->bulk == NULL) {
-      fail(r, "out of memory");
+      fail(r, no_memory);
       return -1;
     }
     put_record(r->bulk, REPLY_STRING, (int64_t)length);
@@ -252,37 +255,45 @@ static int begin_bulk(struct reader *r, size_t length) {
   return 0;
 }
 
-/* Does what the parser holds of an unfinished reply begin a large bulk? Then
- * it is begun and `in` stands behind its header: 1, else 0; -1 on errors. */
+/* Takes bytes of the bulk's text and of its end. */
+static void collect(struct reader *r, const char *bytes, size_t n) {
+  if (r->bulk != NULL)
+    memcpy(r->bulk + RECORD + r->bulk_length + 2 - r->bulk_left, bytes, n);
+  r->bulk_left -= n;
+}
+
+/* Has the parser run dry in a large bulk? If that stands alone it is begun, and
+ * the parser empty: 1, else 0; -1 on errors. */
 static int find_bulk(struct reader *r) {
-  size_t header, length;
-  if (r->held == 0 || r->held > r->in_done)
-    return 0;
-  length = read_header(r->in - r->held, r->held + r->in_left, &header);
+  redisReader *old = r->parser;
+  const char *at = old->buf + old->pos;
+  size_t line, available = old->len - old->pos;
+  size_t length = read_line(at, available, &line);
   if (length < REPLY_LARGE)
     return 0;
-  redisReader *parser = new_parser(r);
-  if (parser == NULL) {
-    fail(r, "out of memory");
+  if (r->held - available > 1) { /* within an array */
+    if (length > REPLY_BYTES_MAX)
+      fail(r, too_many_bytes);
+    return r->error != NULL ? -1 : 0;
+  }
+  r->parser = new_parser(r);
+  if (r->parser == NULL) {
+    r->parser = old;
+    fail(r, no_memory);
     return -1;
   }
-  redisReaderFree(r->parser);
-  r->parser = parser;
-  r->in -= r->held; /* back to where the reply begins, then past its header */
-  r->in_left += r->held;
-  r->in_done -= r->held;
+  int rc = begin_bulk(r, length);
+  if (rc == 0)
+    collect(r, at + line, available - line);
+  redisReaderFree(old);
   r->held = 0;
-  advance(r, header);
-  return begin_bulk(r, length) < 0 ? -1 : 1;
+  return rc < 0 ? -1 : 1;
 }
 
 /* Collects or skips: 1 when the bulk is whole and its tape there. */
 static int go_on_with_bulk(struct reader *r) {
   size_t n = r->bulk_left < r->in_left ? r->bulk_left : r->in_left;
-  size_t size = RECORD + r->bulk_length + 2;
-  if (r->bulk != NULL)
-    memcpy(r->bulk + size - r->bulk_left, r->in, n);
-  r->bulk_left -= n;
+  collect(r, r->in, n);
   advance(r, n);
   if (r->bulk_left > 0)
     return 0;
@@ -290,13 +301,14 @@ static int go_on_with_bulk(struct reader *r) {
   r->bulk_length = 0;
   if (r->bulk == NULL)
     return append(r, REPLY_TOO_LARGE, (int64_t)length, NULL, 0) ? 1 : -1;
-  if (memcmp(r->bulk + size - 2, "\r\n", 2) != 0) {
-    fail(r, "protocol error: a bulk string without its end");
+  if (memcmp(r->bulk + RECORD + length, "\r\n", 2) != 0) {
+    fail(r, no_end);
     return -1;
   }
   free(r->tape);
   r->tape = r->bulk;
-  r->length = r->capacity = size;
+  r->length = RECORD + length;
+  r->capacity = RECORD + length + 2;
   r->bulk = NULL;
   return 1;
 }
@@ -305,8 +317,11 @@ static int go_on_with_bulk(struct reader *r) {
 
 /* Makes room for the next reply. */
 static void begin_reply(struct reader *r) {
-  if (r->capacity > TAPE_KEEP)
-    free(reader_take(r));
+  if (r->capacity > TAPE_KEEP) {
+    free(r->tape);
+    r->tape = NULL;
+    r->capacity = 0;
+  }
   r->length = r->elements = 0;
   r->given = 0;
 }
@@ -315,13 +330,13 @@ static void begin_reply(struct reader *r) {
  * from its start again and again for the end of a line. */
 static int check_held(struct reader *r) {
   const redisReader *p = r->parser;
+  const size_t most = 1 + REPLY_LINE_MAX + 2; /* of a line: sign and end, too */
   size_t left = p->len - p->pos;
   if (left > REPLY_BYTES_MAX)
-    return fail(r, "reply limit: more than 64 MiB") != NULL;
-  if (left > REPLY_LINE_MAX &&
-      memchr(p->buf + p->pos, '\r', REPLY_LINE_MAX) == NULL)
-    return fail(r, "line limit: more than 64 KiB") != NULL;
-  return 1;
+    fail(r, too_many_bytes);
+  else if (left > most && memmem(p->buf + p->pos, most, "\r\n", 2) == NULL)
+    fail(r, "line limit: more than 64 KiB");
+  return r->error == NULL;
 }
 
 /* The parser's next reply: 1, or 0 when it has run dry, or -1. */
@@ -329,7 +344,7 @@ static int parse(struct reader *r) {
   redisReader *p = r->parser;
   void *reply = NULL;
   if (redisReaderGetReply(p, &reply) != REDIS_OK) {
-    fail(r, p->err == REDIS_ERR_OOM ? "out of memory" : p->errstr);
+    fail(r, p->err == REDIS_ERR_OOM ? no_memory : p->errstr);
     return -1;
   }
   if (reply == NULL)
@@ -353,7 +368,7 @@ int reader_next(struct reader *r, const char **tape, size_t *length) {
       break;
     size_t n = r->in_left < SLICE ? r->in_left : SLICE;
     if (redisReaderFeed(r->parser, r->in, n) != REDIS_OK || !check_held(r)) {
-      fail(r, "out of memory");
+      fail(r, no_memory);
       return -1;
     }
     r->held += n;

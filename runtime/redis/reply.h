@@ -57,8 +57,7 @@ void reader_feed(struct reader *r, const char *bytes, size_t length);
 /* The next whole reply: 1 with its tape, which lasts until the next call; 0
  * when more bytes are needed; or -1, reader_error says why. */
 int reader_next(struct reader *r, const char **tape, size_t *length);
-/* Takes over the tape that reader_next has just given: free() it. */
-char *reader_take(struct reader *r);
+/* Why reader_next gave -1; NULL when it did not. */
 const char *reader_error(const struct reader *r);
 
 #endif

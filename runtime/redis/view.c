@@ -108,6 +108,33 @@ int op_failed(struct op *op, int status, const struct reply *reply) {
   return 1;
 }
 
+void op_desync(struct op *op, const char *what) {
+  struct redis_conn *conn = op->conn;
+  conn_cancel(conn, &op->call);
+  op_finish_error(op, BACKEND_ECONNECTION, what, strlen(what));
+  conn_desync(conn, what);
+}
+
+int op_outside(struct op *op, const struct reply *reply, int64_t least,
+               int64_t most) {
+  if (reply->integer >= least && reply->integer <= most)
+    return 0;
+  op_desync(op, "a number that its command cannot give");
+  return 1;
+}
+
+int op_is_other_status(const struct reply *reply) {
+  return reply->type == REPLY_STATUS &&
+         (reply->length != 2 || memcmp(reply->text, "OK", 2) != 0);
+}
+
+int op_not_ok(struct op *op, const struct reply *reply) {
+  if (!op_is_other_status(reply))
+    return 0;
+  op_desync(op, "a status that its command cannot give");
+  return 1;
+}
+
 void op_command(struct op *op, int expect, size_t more_args, const char *name,
                 const char *ns, size_t ns_len, const char *key,
                 size_t key_len) {

@@ -60,8 +60,12 @@ describe("configure_caches, misused,", function()
     refuses(": there is no field 'max_size'", { max_size = 1 })
     refuses(": there is no field '1'", { "memory" })
     refuses(".backend must be a string, not number", { backend = 1 })
-    refuses(": the backend 'disk' is unknown: use 'memory'", { backend = "disk" })
-    refuses(": the backend 'redis' is not in this version", { backend = "redis" })
+    refuses(": the backend 'disk' is unknown: use 'memory' or 'redis'", { backend = "disk" })
+    refuses(": the backend 'redis' needs redis_host or redis_url", { backend = "redis" })
+    refuses(".max_bytes bounds a store in memory: Redis has maxmemory",
+      { backend = "redis", max_bytes = 2 ^ 20 })
+    refuses(": the serializer 'none' keeps values in this process, not in Redis",
+      { backend = "redis", serializer = "none" })
     refuses(": the backend 'tiered' is not in this version", { backend = "tiered" })
     for _, bad in pairs { 0, -1, 65535, 0 / 0, 2 ^ 60, "1M", true } do
       refuses(".max_bytes must be a number of bytes, at least 65536", { max_bytes = bad })
@@ -458,18 +462,5 @@ describe("CACHE_NAMESPACE", function()
       cache.configure_caches {namespace = ""}
       print(a, b, c, f())
     ]]))
-  end)
-end)
-
-describe("what belongs to later versions", function()
-  before_each(support.fresh)
-
-  it("raises instead of being ignored: Redis", function()
-    for name, value in pairs { redis_host = "localhost", redis_url = "redis://localhost" } do
-      local ok, err = pcall(configure, { [name] = value })
-      assert.is_false(ok, name)
-      assert.truthy(err:find("not in this version", 1, true), err)
-    end
-    assert.is_true(cache.set_cached("k", 1, { alias = "persistent" }))
   end)
 end)

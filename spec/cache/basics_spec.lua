@@ -137,10 +137,14 @@ describe("the environment", function()
   end)
 
   it("never falls back silently when Redis is configured", function()
-    local result = process.run { "-e", "print(1)", env = { CACHE_REDIS_HOST = "localhost" } }
-    assert.not_equal(0, result.code)
-    assert.equal("", result.out)
-    assert.truthy(result.err:find("Redis: not in this version", 1, true))
+    local result = process.run { "-e", [[
+      local p = cache.persistent
+      print(p:set("k", 1), select(2, p:set("k", 1)).code, p:get("k"), p:get("k", "default"))
+      print(cache.cached(function() return "loaded" end, { alias = "persistent", name = "f" })())
+    ]], env = { CACHE_REDIS_URL = "unix:///nobody/here" } }
+    assert.equal(0, result.code)
+    assert.equal("nil\tconnection\tnil\tdefault\t"
+      .. "get: Redis at /nobody/here: no such file or directory\nloaded\n", result.out)
   end)
 
   it("says at level info that persistent lives in memory, once", function()

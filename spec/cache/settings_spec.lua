@@ -104,7 +104,7 @@ describe("configure_caches", function()
 
   it("changes all or nothing", function()
     for bad, value in pairs {
-      no_such = 1, enabled = "perhaps", persistent_ttl = {}, redis_host = "h",
+      no_such = 1, enabled = "perhaps", persistent_ttl = {}, redis_host = "h,",
       aliases = { memory = { ttl = 1 }, settings_bad = { ttl = -1 } },
     } do
       pcall(cache.configure_caches, { default_ttl = 5, memory_max_bytes = "1MiB", [bad] = value })
@@ -117,16 +117,17 @@ describe("configure_caches", function()
     end
   end)
 
-  it("refuses Redis and the alias tiered, which are not in this version", function()
-    raises("configure_caches: Redis: not in this version", cache.configure_caches,
-      { redis_host = "localhost" })
-    raises("configure_caches: Redis: not in this version", cache.configure_caches,
-      { redis_url = "redis://localhost" })
-    for _, backend in ipairs { "redis", "tiered" } do
-      raises(("configure_caches: aliases.far: the backend '%s' is not in this version")
-        :format(backend), cache.configure_caches, { aliases = { far = { backend = backend } } })
-      raises("get_cache: alias must be one of ", cache.get_cache, "far")
-    end
+  it("refuses an alias on Redis where no Redis is configured", function()
+    raises("configure_caches: aliases.far: the backend 'redis' needs redis_host or redis_url",
+      cache.configure_caches, { default_ttl = 5, aliases = { far = { backend = "redis" } } })
+    raises("get_cache: alias must be one of ", cache.get_cache, "far")
+    assert.equal(300, cache.settings.default_ttl)
+  end)
+
+  it("refuses the alias tiered, which is not in this version", function()
+    raises("configure_caches: aliases.far: the backend 'tiered' is not in this version",
+      cache.configure_caches, { aliases = { far = { backend = "tiered" } } })
+    raises("get_cache: alias must be one of ", cache.get_cache, "far")
     raises("configure_caches: aliases.tiered is not in this version", cache.configure_caches,
       { aliases = { tiered = {} } })
     raises("configure_caches: aliases.tiered is not in this version", cache.configure_caches,

@@ -1,4 +1,5 @@
 local process = require "spec.support.process"
+local redis = require "spec.support.redis"
 
 -- A trace whose hit ratio is known: each key of the first pass is a miss, each
 -- of the second a hit.
@@ -88,5 +89,38 @@ describe("examples/replay.lua", function()
     assert.equal(0, result.code)
     assert.matches("%[#+ *%]%s+%d+ %%", result.out)
     assert.matches("hit ratio 0.5000", result.out)
+  end)
+end)
+
+describe("examples/redis.lua", function()
+  it("goes on where a killed process was", function()
+    if redis.missing() then return pending(redis.missing()) end
+    local server = redis.start()
+    server:cli("SET", "other", "kept")
+    local result = process.run { "examples/redis.lua",
+      env = { CACHE_REDIS_HOST = "localhost", CACHE_REDIS_PORT = tostring(server.port) } }
+    assert.equal("", result.err)
+    assert.equal(0, result.code)
+    local step = tonumber(
+      result.out:match "^process %d+ computes squares\nkilled at step (%d+) of 60")
+    local computed, sum = result.out:match "had to compute (%d+) of them, sum (%d+)\n$"
+    assert.is_true(step >= 20 and step < 60)
+    local left = 60 - step -- one more may be stored, but not yet told
+    assert.is_true(tonumber(computed) == left or tonumber(computed) == left - 1)
+    assert.equal(60 * 61 * 121 / 6, tonumber(sum))
+    assert.equal("other", server:cli("KEYS", "*"))
+  end)
+
+  it("says in a line what to set", function()
+    local result = process.run { "examples/redis.lua" }
+    assert.equal(1, result.code)
+    assert.equal("", result.out)
+    assert.matches("^Set CACHE_REDIS_HOST [^\n]+\n$", result.err)
+  end)
+
+  it("says that there is no server", function()
+    local result = process.run { "examples/redis.lua", env = { CACHE_REDIS_HOST = "127.0.0.1:1" } }
+    assert.equal(1, result.code)
+    assert.matches("Redis at 127.0.0.1:1: connection refused", result.err)
   end)
 end)
