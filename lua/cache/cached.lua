@@ -58,13 +58,13 @@ end
 -- ---- loads -----------------------------------------------------------------
 
 -- Ends the load whose fn has returned; gives its results back.
-local function loaded(self, load, key, ok, ...)
+local function loaded(self, load, key, driver, ok, ...)
   if not ok then
     self.errors = self.errors + 1
     backend.fail(load, (...))
     error((...), 0)
   end
-  finish(self, load, key, ...)
+  finish(self, load, key, driver, ...)
   return ...
 end
 
@@ -81,7 +81,7 @@ end
 local function leased(self, key, mode, outcome, a, b, ...)
   if outcome == TOKEN then
     self.loads = self.loads + 1
-    return loaded(self, a, key, xpcall(self.fn, note, ...))
+    return loaded(self, a, key, self.alias.driver, xpcall(self.fn, note, ...))
   end
   if outcome == HIT or outcome == WAIT_OK then
     local arguments = { n = select("#", ...), ... }
@@ -126,13 +126,14 @@ local function looked_up(self, load, key, arguments, ok, found, ...)
     return ...
   end
   self.misses, self.loads = self.misses + 1, self.loads + 1
-  return loaded(self, load, key, xpcall(self.fn, note, unpack(arguments, 1, arguments.n)))
+  return loaded(self, load, key, self.alias.driver,
+    xpcall(self.fn, note, unpack(arguments, 1, arguments.n)))
 end
 
 local function leased_remote(self, ns, key, refresh, outcome, a, ...)
   if outcome == TOKEN and refresh then
     self.loads = self.loads + 1
-    return loaded(self, a, key, xpcall(self.fn, note, ...))
+    return loaded(self, a, key, self.alias.driver, xpcall(self.fn, note, ...))
   end
   if outcome == TOKEN then
     return looked_up(self, a, key, { n = select("#", ...), ... }, pcall(find, self, ns, key))

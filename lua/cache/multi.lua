@@ -70,17 +70,18 @@ local function store_extra(self, map, asked, ...)
 end
 
 -- Ends one load; the others are still to be ended when it raises.
-local function finish_one(self, load, k, key, value)
+local function finish_one(self, load, k, key, driver, value)
   local one = setmetatable({ cache_if = self.cache_if and function(v)
     return self.cache_if(k, v)
   end }, { __index = self })
-  finish(one, load, key, value)
+  finish(one, load, key, driver, value)
 end
 
 -- Runs fn for the keys whose loads this call holds. Gives fn's map, or nil, err
 -- as fn said it.
 local function run(self, wanted, loads, under, ...)
   self.loads = self.loads + 1
+  local driver = self.alias.driver
   local ok, map, err = xpcall(self.fn, note, wanted, ...)
   if not ok then
     self.errors = self.errors + 1
@@ -98,7 +99,7 @@ local function run(self, wanted, loads, under, ...)
   end
   for k, load in pairs(loads) do
     loads[k] = nil
-    local stored, message = pcall(finish_one, self, load, k, under[k], map[k])
+    local stored, message = pcall(finish_one, self, load, k, under[k], driver, map[k])
     if not stored then
       fail_all(loads, message)
       error(message, 0)
@@ -194,14 +195,10 @@ local function take_leases(self, missing, under, result, mode)
   return wanted, loads, busy
 end
 
-local function call_remote(self, list, ...)
-  local unique, under = cache_keys(self, list, ...)
-  local result = {}
-  if #unique == 0 then return result end
-  local wanted, loads, busy = take_leases(self, unique, under, result, "try refresh")
-  local missing = look_up_leased(self, wanted, loads, under, result)
-  if #missing > 0 then
-    local map, err = run(self, missing, loads, under, ...)
+-- Loads what this call has leased, and waits for what others load.
+local function load_all(self, wanted, loads, busy, under, result, ...)
+  if #wanted > 0 then
+    local map, err = run(self, wanted, loads, under, ...)
     if not map then return nil, err end
     store_extra(self, map, under, ...)
     for k, value in pairs(map) do result[k] = value end
@@ -212,6 +209,15 @@ local function call_remote(self, list, ...)
     result[k] = value
   end
   return result
+end
+
+local function call_remote(self, list, ...)
+  local unique, under = cache_keys(self, list, ...)
+  local result = {}
+  if #unique == 0 then return result end
+  local wanted, loads, busy = take_leases(self, unique, under, result, "try refresh")
+  local missing = look_up_leased(self, wanted, loads, under, result)
+  return load_all(self, missing, loads, busy, under, result, ...)
 end
 
 local function call(self, list, ...)
@@ -231,18 +237,7 @@ local function call(self, list, ...)
   end
   if #missing == 0 then return result end
   local wanted, loads, busy = take_leases(self, missing, under, result, "try")
-  if #wanted > 0 then
-    local map, err = run(self, wanted, loads, under, ...)
-    if not map then return nil, err end
-    store_extra(self, map, under, ...)
-    for k, value in pairs(map) do result[k] = value end
-  end
-  for _, k in ipairs(busy) do
-    local value, err = await(self, k, under, ...)
-    if err ~= nil then return nil, err end
-    result[k] = value
-  end
-  return result
+  return load_all(self, wanted, loads, busy, under, result, ...)
 end
 
 --- cache.multi_cached: see lua/meta/cache.lua.

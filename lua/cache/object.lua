@@ -309,6 +309,9 @@ function object.clear(self, namespace, opts, what)
     raise("%s: the namespace must be a string, not %s", what, type(namespace))
   end
   if opts ~= nil then check_options(opts, CHANGE, what) end
+  if namespace == "" or opts and opts.namespace == "" then
+    raise("%s: the namespace must not be empty: clear() of a cache without one clears it all", what)
+  end
   if not state.enabled then return true end
   return run(self, "clear", namespace, opts, do_clear)
 end

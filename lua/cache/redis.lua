@@ -49,6 +49,7 @@ local TOO_LARGE = "value limit: the value is too large, the most is 8 MiB"
 local function failure(status, message, what)
   local code = CODES[status]
   local counting = status == backend.ETYPE and what == "increment"
+  if message == "" and status == redis.ECLOSED then message = "Redis: the connection was closed" end
   if not code or counting or not message or message == "" then
     return memory.status_error(status, what)
   end
@@ -230,13 +231,25 @@ local function slice(list, from, to)
   return { unpack(list, from, to) }
 end
 
--- Visits the list in pieces of at most CHUNK_KEYS; visit(from, to) gives an error
--- or nil. What is left after a hopeless one is not tried.
-local function in_chunks(keys, visit)
+-- What is left of a timeout for each step of a call in several: a function that
+-- gives seconds, nil when there are none.
+local function budget(timeout)
+  if timeout <= 0 then return function() return timeout end end
+  local limit = core.now() + timeout
+  return function()
+    local left = limit - core.now()
+    return left > 0 and left or nil
+  end
+end
+
+-- Visits the list in pieces of at most CHUNK_KEYS; visit(from, to, timeout) gives an
+-- error or nil. What is left after a hopeless one is not tried.
+local function in_chunks(keys, timeout, what, visit)
   local first
+  local time_left = budget(timeout)
   for from = 1, #keys, CHUNK_KEYS do
-    local to = min(from + CHUNK_KEYS - 1, #keys)
-    local err = visit(from, to)
+    local to, left = min(from + CHUNK_KEYS - 1, #keys), time_left()
+    local err = left and visit(from, to, left) or not left and timed_out(timeout, what)
     if err then
       local hopeless = is_hopeless(err)
       first = add_keys(err, first, keys, from, hopeless and #keys or to)
@@ -252,10 +265,10 @@ local function ask_many(alias, ns, keys, opts, reader)
   local has, values, err = {}, {}, nil
   local timeout, what = timeout_of(alias, opts), "multi_get"
   local bad = {}
-  local lost = in_chunks(keys, function(from, to)
+  local lost = in_chunks(keys, timeout, what, function(from, to, left)
     local part = slice(keys, from, to)
     local status, formats, found, messages = outcome(what, timeout,
-      redis.get_many(alias.redis, ns, part, timeout, reader == NATIVE))
+      redis.get_many(alias.redis, ns, part, left, reader == NATIVE))
     if status == nil then return formats end
     for i, key in ipairs(part) do
       local value
@@ -316,13 +329,15 @@ end
 function driver.set_many(alias, ns, keys, opts, values, kinds, ttl)
   local fit, first = fitting(keys, values, kinds)
   local timeout = timeout_of(alias, opts)
-  local from = 1
+  local from, time_left = 1, budget(timeout)
   for _, key in ipairs(keys) do poison(alias, ns, key) end
   while from <= #fit.keys do
-    local to = last_of_chunk(fit.values, from)
-    local state, status, message, statuses = redis.set_many(alias.redis, ns,
-      slice(fit.keys, from, to), timeout, slice(fit.values, from, to), slice(fit.kinds, from, to),
-      ttl)
+    local to, left = last_of_chunk(fit.values, from), time_left()
+    local state, status, message, statuses = WAIT_TIMEOUT, nil, nil, nil
+    if left then
+      state, status, message, statuses = redis.set_many(alias.redis, ns, slice(fit.keys, from, to),
+        left, slice(fit.values, from, to), slice(fit.kinds, from, to), ttl)
+    end
     local done, err = outcome("multi_set", timeout, state, status, message)
     if done == nil and statuses then
       for i, each in ipairs(statuses) do
@@ -341,9 +356,9 @@ end
 function driver.remove_many(alias, ns, keys, opts)
   local count, timeout = 0, timeout_of(alias, opts)
   for _, key in ipairs(keys) do poison(alias, ns, key) end
-  local err = in_chunks(keys, function(from, to)
+  local err = in_chunks(keys, timeout, "multi_delete", function(from, to, left)
     local status, err = outcome("multi_delete", timeout,
-      redis.remove_many(alias.redis, ns, slice(keys, from, to), timeout))
+      redis.remove_many(alias.redis, ns, slice(keys, from, to), left))
     if status == nil then return err end
     count = count + (timeout < 0 and to - from + 1 or status)
   end)
@@ -364,30 +379,35 @@ local function warn_of_flush()
     .. "database")
 end
 
--- Step by step; the timeout is that of a step, unless the call has one.
-local function clear(alias, prefix, opts)
-  local cursor, timeout = "0", timeout_of(alias, opts)
-  local whole = opts and opts.timeout and timeout > 0 and timeout
-  local limit = whole and core.now() + whole
-  while true do
-    if limit then timeout = limit - core.now() end
-    if limit and timeout <= 0 then return nil, timed_out(whole, "clear") end
+-- Step by step, and each is waited for, also with wait = false; the timeout is
+-- that of a step, unless the call has one.
+local function clear_prefix(alias, prefix, opts)
+  local cursor, generation = "0", alias.generation
+  local own = opts and opts.timeout
+  local timeout = own or alias.timeout
+  local time_left = budget(own or 0)
+  repeat
+    local left = own and time_left() or not own and timeout
+    if not left then return nil, timed_out(timeout, "clear") end
     local status, next_cursor =
-      outcome("clear", whole or timeout, redis.clear(alias.redis, prefix, cursor, timeout))
+      outcome("clear", timeout, redis.clear(alias.redis, prefix, cursor, left))
     if status == nil then return nil, next_cursor end
-    if status > 0 then return true end
+    if alias.generation ~= generation then -- the cursor is another server's, perhaps
+      return nil, errors.new("closed", "clear: the cache was configured anew meanwhile")
+    end
     cursor = next_cursor
-  end
+  until status > 0
+  return true
 end
 
 function driver.clear(alias, prefix, opts)
   backend.clear(alias.view, prefix) -- the loads in flight
-  if prefix == "" then warn_of_flush() end
-  if opts and opts.wait == false and prefix ~= "" then
-    require("task").spawn(clear, alias, prefix, { timeout = opts.timeout }):detach()
-    return true
-  end
-  return clear(alias, prefix, opts)
+  if prefix ~= "" then return clear_prefix(alias, prefix, opts) end
+  warn_of_flush()
+  local timeout = timeout_of(alias, opts)
+  local status, err = outcome("clear", timeout, redis.clear(alias.redis, "", "0", timeout))
+  if status == nil then return nil, err end
+  return true
 end
 
 -- ---- any command -------------------------------------------------------------------------

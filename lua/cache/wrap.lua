@@ -288,8 +288,14 @@ end
 
 --- Ends a load with the results of the function: stores them, or gives them
 --- just to those who wait. Raises what cannot be stored.
-function wrap.finish(self, load, key, ...)
-  local n, driver, remote = select("#", ...), self.alias.driver, self.alias.remote
+--- driver is that of the load's beginning: if the alias has moved since, its
+--- value belongs nowhere.
+function wrap.finish(self, load, key, driver, ...)
+  local n, remote = select("#", ...), self.alias.remote
+  if self.alias.driver ~= driver then
+    wrap.give(self, load, ...)
+    return
+  end
   local ok, ttl_ms, bytes, format = pcall(prepare, self, driver, n, ...)
   if not ok then
     backend.fail(load, ttl_ms)

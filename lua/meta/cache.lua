@@ -62,7 +62,8 @@ local cache = {}
 
 -- ---- options: an unknown one raises -------------------------------------------
 
----timeout and wait are for Redis, without effect on memory. A timeout of clear is
+---timeout and wait are for Redis, without effect on memory. A clear of a namespace
+---is waited for all the same. A timeout of clear is
 ---one for all its steps.
 ---@class cache.CallOptions what every call on keys takes
 ---@field namespace? string before keys, with ":", in place of the alias's and object's; "": none

@@ -99,6 +99,8 @@ static void forget(lua_State *L, struct task *t, void *arg) {
   (void)L;
   (void)t;
   a->view->ops->unwait(a->view, &a->wait);
+  if (a->redis->conn != NULL) /* late, or never: is it still in step? */
+    conn_suspect(a->redis->conn);
   release(a);
 }
 

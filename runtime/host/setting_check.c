@@ -125,17 +125,6 @@ static int check_tls_pair(const struct settings *s, char *err, size_t size) {
   return needs(s, SETTING_REDIS_TLS_KEY, SETTING_REDIS_TLS_CERT, err, size);
 }
 
-/* Sentinels watch many masters: without a name there is nothing to ask for. */
-static int check_sentinel(const struct settings *s, char *err, size_t size) {
-  const int mode = SETTING_REDIS_MODE, master = SETTING_REDIS_SENTINEL_MASTER;
-
-  if (strcmp(s->values[mode].text, "sentinel") != 0 ||
-      settings_is_set(s, master))
-    return 0;
-  return setting_fail(err, size, "%s is sentinel, but %s is not set",
-                      label(s, mode, mode), label(s, master, mode));
-}
-
 /* Said at the start rather than by a connection that can never come. */
 static int check_required(const struct settings *s, char *err, size_t size) {
   const int id = SETTING_REQUIRE_REDIS;
@@ -150,8 +139,7 @@ static int check_required(const struct settings *s, char *err, size_t size) {
 
 int settings_check(const struct settings *s, char *err, size_t err_size) {
   static int (*const checks[])(const struct settings *, char *, size_t) = {
-      check_url, check_password, check_tls_pair, check_sentinel,
-      check_required};
+      check_url, check_password, check_tls_pair, check_required};
 
   for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
     if (checks[i](s, err, err_size) < 0)

@@ -209,26 +209,15 @@ static int info(BACKEND_KEY_ARGS, struct backend_item *out,
 /* ---- increment ----
  *
  * INCRBY knows 64 bits, we know 53: a sum beyond them is taken back. A missing
- * key gets its TTL from a SET NX of 0 before. */
+ * key gets its TTL from a SET NX of 0 before, in one transaction: the key
+ * cannot expire in between. On a server that has none the two run as they are.
+ */
 
 static HANDLER(on_taken_back) {
-  (void)call;
-  (void)index;
-  (void)reply;
-  struct op *op = op_of(call);
-  op_finish_error(op, BACKEND_ERANGE, NULL, 0);
+  op_finish_error(op_of(call), BACKEND_ERANGE, NULL, 0);
 }
 
-static HANDLER(on_increment) {
-  struct op *op = op_of(call);
-  if (op_failed(op, status, reply) || op_not_ok(op, reply) ||
-      index + 1 < call->count)
-    return;
-  if (reply->integer <= integer_max && reply->integer >= -integer_max) {
-    *op->out.sum = reply->integer;
-    op_finish(op, 1, NULL, NULL);
-    return;
-  }
+static void take_back(struct op *op) {
   op->call.on_reply = on_taken_back;
   if (conn_begin(op->conn, &op->call, 1, op->prefix_len) == 0) {
     conn_command(op->conn, REPLY_INTEGER, 2, "INCRBY");
@@ -240,21 +229,80 @@ static HANDLER(on_increment) {
   op_finish_error(op, BACKEND_ERANGE, NULL, 0);
 }
 
+static void finish_sum(struct op *op, int64_t sum) {
+  if (sum > integer_max || sum < -integer_max) {
+    take_back(op);
+    return;
+  }
+  *op->out.sum = sum;
+  op_finish(op, 1, NULL, NULL);
+}
+
+static HANDLER(on_increment) {
+  struct op *op = op_of(call);
+  if (!op_failed(op, status, reply))
+    finish_sum(op, reply->integer);
+}
+
+enum { AT_MULTI, AT_SET, AT_INCRBY, AT_EXEC };
+
+/* EXEC's reply: that of SET, then that of INCRBY. */
+static void finish_exec(struct op *op, const struct reply *reply,
+                        const char *rest) {
+  struct reply set, sum = {0};
+  if (reply->type == REPLY_ARRAY && reply->integer == 2)
+    reply_read(reply_read(rest, &set), &sum);
+  if (sum.type == REPLY_INTEGER)
+    finish_sum(op, sum.integer);
+  else if (sum.type == REPLY_ERROR)
+    op_finish_error(op, op_error_status(&sum), sum.text, sum.length);
+  else
+    op_desync(op, "EXEC was answered by something else");
+}
+
+/* Without a transaction INCRBY itself has the sum, and EXEC an error. */
+static HANDLER(on_increment_ttl) {
+  struct op *op = op_of(call);
+  if (reply == NULL) {
+    op_finish_lost(op, status);
+    return;
+  }
+  if (index == AT_INCRBY && reply->type != REPLY_STATUS) {
+    op->plain = 1;
+    op->plain_sum = reply->integer;
+    if (op_failed(op, status, reply))
+      return;
+  }
+  if (index < AT_EXEC)
+    return;
+  if (op->plain)
+    finish_sum(op, op->plain_sum);
+  else if (!op_failed(op, status, reply))
+    finish_exec(op, reply, rest);
+}
+
 static int increment(BACKEND_KEY_ARGS, int64_t delta, uint64_t ttl_ms,
                      int64_t *sum, struct backend_wait *wait) {
   struct op *op;
   int with_ttl = ttl_ms != BACKEND_TTL_NEVER;
   if (delta > integer_max || delta < -integer_max)
     return BACKEND_ERANGE;
-  BEGIN_KEY(op, on_increment, with_ttl ? 2u : 1u, 0);
+  BEGIN_KEY(op, with_ttl ? on_increment_ttl : on_increment, with_ttl ? 4u : 1u,
+            0);
   op->out.sum = sum;
   op->delta = delta;
+  op->plain = 0;
   op_keep(op, ns, ns_len, key, key_len);
-  if (with_ttl)
+  if (with_ttl) {
+    conn_command(op->conn, REPLY_STATUS, 0, "MULTI");
     op_set(op, ns, ns_len, &(struct backend_slice){key, key_len}, "0", 1,
            ttl_ms, 1);
-  COMMAND_KEY(op, REPLY_INTEGER, 1, "INCRBY");
+  }
+  COMMAND_KEY(op, with_ttl ? REPLY_STATUS | REPLY_INTEGER : REPLY_INTEGER, 1,
+              "INCRBY");
   conn_arg_int(op->conn, delta);
+  if (with_ttl)
+    conn_command(op->conn, REPLY_ARRAY | REPLY_NIL, 0, "EXEC");
   return op_commit(op);
 }
 
@@ -267,20 +315,21 @@ static int is_word(const struct backend_slice *arg, const char *word) {
 
 int redis_may_share(const struct backend_slice *args, size_t n) {
   static const char *const alone[] = {
-      "AUTH",         "ASKING",     "BLMOVE",  "BLMPOP",       "BLPOP",
-      "BRPOP",        "BRPOPLPUSH", "BZMPOP",  "BZPOPMAX",     "BZPOPMIN",
-      "DISCARD",      "EXEC",       "HELLO",   "MONITOR",      "MULTI",
-      "PSUBSCRIBE",   "PSYNC",      "QUIT",    "PUNSUBSCRIBE", "READONLY",
-      "READWRITE",    "RESET",      "SELECT",  "SSUBSCRIBE",   "SUBSCRIBE",
-      "SUNSUBSCRIBE", "SYNC",       "UNWATCH", "UNSUBSCRIBE",  "WAIT",
-      "WAITAOF",      "WATCH",
+      "AUTH",       "ASKING",       "BLMOVE", "BLMPOP",       "BLPOP",
+      "BRPOP",      "BRPOPLPUSH",   "BZMPOP", "BZPOPMAX",     "BZPOPMIN",
+      "DISCARD",    "EXEC",         "HELLO",  "MONITOR",      "MULTI",
+      "PSUBSCRIBE", "PSYNC",        "QUIT",   "PUNSUBSCRIBE", "READONLY",
+      "READWRITE",  "REPLCONF",     "RESET",  "SELECT",       "SSUBSCRIBE",
+      "SUBSCRIBE",  "SUNSUBSCRIBE", "SYNC",   "UNWATCH",      "UNSUBSCRIBE",
+      "WAIT",       "WAITAOF",      "WATCH",
   };
   for (size_t i = 0; i < sizeof alone / sizeof *alone; i++)
     if (is_word(&args[0], alone[i]))
       return 0;
   if (n > 1 && is_word(&args[0], "CLIENT") &&
       (is_word(&args[1], "REPLY") || is_word(&args[1], "TRACKING") ||
-       is_word(&args[1], "CACHING") || is_word(&args[1], "NO-EVICT")))
+       is_word(&args[1], "CACHING") || is_word(&args[1], "NO-EVICT") ||
+       is_word(&args[1], "NO-TOUCH")))
     return 0;
   int stream = is_word(&args[0], "XREAD") || is_word(&args[0], "XREADGROUP");
   for (size_t i = 1; stream && i < n; i++)
@@ -289,17 +338,20 @@ int redis_may_share(const struct backend_slice *args, size_t n) {
   return 1;
 }
 
-/* The tape is the answer, whatever it says. */
+/* The tape is the answer, whatever it says - if it is one: behind the command
+ * goes a probe, so that one that the server does not answer at all (there are
+ * some) is found out before another's answer takes its place. */
 static HANDLER(on_raw) {
   struct op *op = op_of(call);
-  (void)index;
+  struct backend_item item = {0};
   if (reply == NULL) {
     op_finish_lost(op, status);
-    return;
+  } else if (conn_is_probe(op->conn, reply)) {
+    op_desync(op, "a command was not answered");
+  } else {
+    const char *tape = conn_tape(op->conn, &item.length);
+    op_finish(op, 1, tape, &item);
   }
-  struct backend_item item = {0};
-  const char *tape = conn_tape(op->conn, &item.length);
-  op_finish(op, 1, tape, &item);
 }
 
 static int raw(struct backend *self, const struct backend_slice *args, size_t n,
@@ -318,7 +370,11 @@ static int raw(struct backend *self, const struct backend_slice *args, size_t n,
   conn_command(op->conn, ANY_REPLY, n, NULL);
   for (size_t i = 0; i < n; i++)
     conn_arg(op->conn, args[i].data, args[i].length);
-  return op_commit(op);
+  struct redis_conn *conn = op->conn;
+  rc = op_commit(op);
+  if (rc == BACKEND_WAIT)
+    conn_probe(conn);
+  return rc;
 }
 
 /* ---- the rest ---- */

@@ -183,9 +183,25 @@ void conn_ready(struct redis_conn *c) {
  * shall end where they want it. */
 static void set_why(struct redis_conn *c, const char *text) {
   snprintf(c->why, sizeof c->why, "Redis at %.100s: %.140s", c->name, text);
-  for (char *at = c->why; *at != '\0'; at++)
+  char *at = c->why;
+  for (; *at != '\0'; at++)
     if ((unsigned char)*at < ' ' || *at == 0x7f)
       *at = '?';
+  if (at[-1] == '.') /* more follows in the log */
+    at[-1] = '\0';
+}
+
+int conn_is_silent(struct redis_conn *c) {
+  char text[64];
+  uint64_t stall = conn_stall_ms(c);
+  if (c->state != CONN_READY || c->allowed_ms <= stall || c->head >= c->flushed)
+    return 0;
+  uint64_t silent = conn_time_ms() - c->wire_ms;
+  if (silent <= stall)
+    return 0;
+  snprintf(text, sizeof text, "silent for %.1f s", (double)silent / 1000);
+  set_why(c, text);
+  return 1;
 }
 
 /* How long to wait before the next attempt. */
@@ -303,6 +319,7 @@ struct redis_conn *conn_open(uv_loop_t *loop, const struct redis_options *o,
   c->patient = 1;
   c->random = (unsigned)uv_hrtime() ^ (unsigned)(uintptr_t)c;
   snprintf(c->why, sizeof c->why, "not connected yet");
+  pipe_choose_word(c);
   uv_prepare_init(loop, &c->prepare);
   uv_check_init(loop, &c->check);
   uv_timer_init(loop, &c->timer);

@@ -141,8 +141,14 @@ void conn_allow(struct redis_conn *c, uint64_t ms);
 /* Nobody wants the outcome any more: on_reply is not called again. */
 void conn_cancel(struct redis_conn *c, struct redis_call *call);
 
-/* A value was read that belongs to another key: asks the server to repeat a
- * random word. If the replies are out of step, the connection goes. */
+/* Asks the server to repeat a word that nobody can guess, behind the commands
+ * so far: if it is answered by anything else, the replies are out of step and
+ * the connection goes. */
+void conn_probe(struct redis_conn *c);
+/* Is it a probe's answer? Then another command had none. */
+int conn_is_probe(const struct redis_conn *c, const struct reply *reply);
+/* A value was read that belongs to another key, or an answer did not come in
+ * time: probes, unless a probe is under way. */
 void conn_suspect(struct redis_conn *c);
 
 /* Inside on_reply: the whole tape. */

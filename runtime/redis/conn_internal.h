@@ -109,9 +109,9 @@ struct redis_conn {
   size_t making_length;      /* out.length before it */
   uint64_t allowed_ms;       /* longest of the calls since it was idle */
   uint64_t wire_ms;          /* since when the server owes us a byte */
-  struct redis_call echo;    /* conn_suspect's */
-  int echo_pending;
-  char nonce[17];
+  struct redis_call probe;   /* of all conn_probe's commands */
+  int probes;                /* of them under way */
+  uint64_t word;             /* that the first of these asks for */
   struct conn_stats stats;
 
   int open_handles;
@@ -131,6 +131,9 @@ void conn_break(struct redis_conn *c, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void conn_ready(struct redis_conn *c); /* the handshake is over */
 void conn_arm(struct redis_conn *c);   /* the timer, for the next deadline */
+/* Only calls that are allowed to wait longer than the rest keep it: silent for
+ * so long that new commands had better not wait for it, too. */
+int conn_is_silent(struct redis_conn *c);
 uint64_t conn_stall_ms(const struct redis_conn *c);
 unsigned conn_random(struct redis_conn *c, unsigned below);
 uint64_t conn_time_ms(void); /* now, not as of the turn's beginning */
@@ -154,6 +157,7 @@ void bytes_drop(struct bytes *b);
 void pipe_flush(struct redis_conn *c);
 void pipe_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf);
 void pipe_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf);
+void pipe_choose_word(struct redis_conn *c);
 /* Fails every pending command with the connection's why. */
 void pipe_fail(struct redis_conn *c, int status);
 /* The socket keeps the loop alive while commands are pending. */

@@ -2,7 +2,6 @@
  * addresses that its name has now, and all of it within one deadline, of which
  * every address gets its share. */
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,15 +52,13 @@ static struct socket *new_socket(struct redis_conn *c, int unix_socket) {
   return s;
 }
 
-/* All of these are comforts: it works without. */
-static void set_options(struct redis_conn *c, struct socket *s) {
-  int fd, stall = (int)conn_stall_ms(c);
+/* Both are comforts: it works without. No TCP_USER_TIMEOUT: the stall limit
+ * does its work, and knows which calls may wait longer. */
+static void set_options(struct socket *s) {
   if (s->io.handle.type != UV_TCP)
     return;
   uv_tcp_nodelay(&s->io.tcp, 1);
   uv_tcp_keepalive(&s->io.tcp, 1, KEEPALIVE_S);
-  if (uv_fileno(&s->io.handle, &fd) == 0)
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &stall, sizeof stall);
 }
 
 /* ---- addresses ---- */
@@ -87,7 +84,7 @@ static void on_connect(uv_connect_t *request, int status) {
     dial_next_address(c);
     return;
   }
-  set_options(c, s);
+  set_options(s);
   forget_addresses(c);
   handshake_start(c);
 }

@@ -32,7 +32,9 @@ struct op {
     struct backend_item *items; /* get_many */
     uint64_t *cursor;           /* clear, scan */
   } out;
-  int64_t delta;            /* increment */
+  int64_t delta; /* increment; then without a transaction: */
+  int64_t plain_sum;
+  int plain;
   struct backend_item item; /* info, while it gathers */
   char head[BACKEND_HEAD];  /* likewise; set_many: the first error's words */
   size_t head_len;

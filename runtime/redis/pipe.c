@@ -217,6 +217,8 @@ int conn_begin(struct redis_conn *c, struct redis_call *call, uint32_t count,
   int status = conn_status(c);
   if (status < 0)
     return status;
+  if (conn_is_silent(c))
+    return BACKEND_ECONNECTION;
   size_t in_flight = (size_t)(c->tail - c->head) + count;
   if (in_flight > REDIS_IN_FLIGHT_MAX)
     return overloaded(c, "in-flight limit: 8192 commands wait for a reply");
@@ -305,7 +307,8 @@ void pipe_fail(struct redis_conn *c, int status) {
     struct redis_call *call = entry_at(c, c->head++)->call;
     if (call == NULL)
       continue;
-    bury(c, call);
+    if (call != &c->probe) /* of which each entry is for itself */
+      bury(c, call);
     call->on_reply(call, call->answered, status, NULL, NULL);
   }
   c->failing = 0;
@@ -408,32 +411,57 @@ void pipe_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
     pipe_hold_loop(c);
 }
 
-/* ---- is the stream in step? ---- */
+/* ---- is the stream in step? ----
+ *
+ * One call for all probes, an entry being as good as the other. Each asks for
+ * a word of its own: a number that is random at first, and then grows. */
 
-static void on_echo(struct redis_call *call, uint32_t index, int status,
-                    const struct reply *reply, const char *rest) {
+enum { WORD = 16 }; /* digits */
+
+void pipe_choose_word(struct redis_conn *c) {
+  if (getrandom(&c->word, sizeof c->word, GRND_NONBLOCK) < 0)
+    c->word = uv_hrtime() ^ conn_random(c, 1 << 20);
+}
+
+/* The word of the probe after the n last ones. */
+static void write_word(const struct redis_conn *c, uint64_t n,
+                       char text[WORD + 1]) {
+  snprintf(text, WORD + 1, "%016llx", (unsigned long long)(c->word + n));
+}
+
+int conn_is_probe(const struct redis_conn *c, const struct reply *reply) {
+  char word[WORD + 1];
+  write_word(c, 0, word);
+  return reply->type == REPLY_STRING && reply->length == WORD &&
+         memcmp(reply->text, word, WORD) == 0;
+}
+
+static void on_probe(struct redis_call *call, uint32_t index, int status,
+                     const struct reply *reply, const char *rest) {
   struct redis_conn *c =
-      (struct redis_conn *)((char *)call - offsetof(struct redis_conn, echo));
-  size_t length = strlen(c->nonce);
+      (struct redis_conn *)((char *)call - offsetof(struct redis_conn, probe));
   (void)index;
   (void)rest;
-  c->echo_pending = 0;
-  if (status == 0 && reply->type == REPLY_STRING &&
-      (reply->length != length || memcmp(reply->text, c->nonce, length) != 0))
+  c->probes--;
+  int lost =
+      status == 0 && reply->type == REPLY_STRING && !conn_is_probe(c, reply);
+  c->word++;
+  if (lost)
     conn_desync(c, "the replies are out of step");
 }
 
-void conn_suspect(struct redis_conn *c) {
-  uint64_t word = uv_hrtime();
-  if (c->echo_pending || c->state != CONN_READY)
+void conn_probe(struct redis_conn *c) {
+  char word[WORD + 1];
+  c->probe.on_reply = on_probe;
+  if (conn_begin(c, &c->probe, 1, WORD) < 0)
     return;
-  if (getrandom(&word, sizeof word, GRND_NONBLOCK) < 0)
-    word ^= conn_random(c, 1 << 20);
-  snprintf(c->nonce, sizeof c->nonce, "%016llx", (unsigned long long)word);
-  c->echo.on_reply = on_echo;
-  if (conn_begin(c, &c->echo, 1, sizeof c->nonce) < 0)
-    return;
+  write_word(c, (uint64_t)c->probes, word);
   conn_command(c, REPLY_STRING, 1, "ECHO");
-  conn_arg(c, c->nonce, strlen(c->nonce));
-  c->echo_pending = conn_commit(c) == 0;
+  conn_arg(c, word, WORD);
+  c->probes += conn_commit(c) == 0;
+}
+
+void conn_suspect(struct redis_conn *c) {
+  if (c->probes == 0 && c->state == CONN_READY)
+    conn_probe(c);
 }

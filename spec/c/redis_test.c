@@ -315,11 +315,18 @@ static void increments(void **state) {
   ANSWERS(OPS.increment(KEY("n"), 5, 0, &sum, &a.wait),
           "*3\r\n$6\r\nINCRBY\r\n$3\r\nn:n\r\n$1\r\n5\r\n", ":12\r\n", 1, "");
   assert_int_equal(sum, 12);
-  ANSWERS(OPS.increment(KEY("n"), -5, 700, &sum, &a.wait), "$2\r\n-5\r\n",
-          "+OK\r\n:-5\r\n", 1, "");
+#define WITH_TTL(reply, status, message)                                      \
+  ANSWERS(OPS.increment(KEY("n"), -5, 700, &sum, &a.wait), "EXEC\r\n", reply, \
+          status, message)
+  WITH_TTL("+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:-5\r\n", 1, "");
   assert_int_equal(sum, -5);
-  ANSWERS(OPS.increment(KEY("n"), 5, 700, &sum, &a.wait), "$1\r\n5\r\n",
-          "-OOM no\r\n:5\r\n", BACKEND_ESERVER, "OOM no");
+  WITH_TTL("-ERR unknown command\r\n+OK\r\n:-7\r\n-ERR no MULTI\r\n", 1, "");
+  assert_int_equal(sum, -7); /* no transactions there: as it came */
+  WITH_TTL("+OK\r\n-OOM no\r\n-OOM no\r\n-EXECABORT\r\n", BACKEND_ESERVER,
+           "OOM no");
+  WITH_TTL("+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$-1\r\n-WRONGTYPE no\r\n",
+           BACKEND_ETYPE, "WRONGTYPE no");
+#undef WITH_TTL
   ANSWERS(OPS.increment(KEY("n"), 5, 0, &sum, &a.wait), "$1\r\n5\r\n",
           "-ERR value is not an integer or out of range\r\n", BACKEND_ETYPE,
           NULL);
@@ -487,7 +494,9 @@ static void impossible_replies_end_the_connection(void **state) {
           "$1\r\nv\r\n:-1\r\n:1\r\n");
   DESYNCS(OPS.info(KEY("k"), NULL, &a.wait), "PTTL\r\n$3\r\nn:k\r\n",
           "$1\r\nv\r\n:1\r\n:-3\r\n");
-  DESYNCS(OPS.increment(KEY("k"), 1, 5, &sum, &a.wait), "INCRBY\r\n", ":1\r\n");
+  DESYNCS(OPS.increment(KEY("k"), 1, 5, &sum, &a.wait), "EXEC\r\n", ":1\r\n");
+  DESYNCS(OPS.increment(KEY("k"), 1, 5, &sum, &a.wait), "EXEC\r\n",
+          "+OK\r\n+QUEUED\r\n+QUEUED\r\n*1\r\n+OK\r\n");
 #define MGET_ \
   OPS.get_many(t.view, 0, "n:", 2, keys, 2, NULL, 0, &used, items, &a.wait)
   DESYNCS(MGET_, "n:b\r\n", "*1\r\n$1\r\na\r\n");
@@ -873,9 +882,10 @@ static void every_allocation_may_fail(void **state) {
       }
       assert_int_equal(rc, BACKEND_WAIT);
       static const char *const last[] = {"n:b\r\n$1\r\nb\r\n", "$4\r\n1000\r\n",
-                                         "INCRBY\r\n$3\r\nn:n\r\n$1\r\n1\r\n"};
+                                         "EXEC\r\n"};
       static const char *const replies[] = {
-          "+OK\r\n+OK\r\n", "*2\r\n$1\r\n0\r\n*0\r\n", "+OK\r\n:1\r\n"};
+          "+OK\r\n+OK\r\n", "*2\r\n$1\r\n0\r\n*0\r\n",
+          "+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:1\r\n"};
       expect(last[kind]);
       say(replies[kind]);
       is_answered(&a, 1, "");

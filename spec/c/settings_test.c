@@ -642,14 +642,6 @@ static void rediss_may_not_meet_tls_off(void **state) {
   ACCEPTS("CACHE_REDIS_URL=redis://h", "CACHE_REDIS_TLS=no");
 }
 
-static void sentinel_needs_its_master(void **state) {
-  (void)state;
-  REFUSES("CACHE_REDIS_MODE is sentinel, but CACHE_REDIS_SENTINEL_MASTER is "
-          "not set",
-          "CACHE_REDIS_MODE=Sentinel");
-  ACCEPTS("CACHE_REDIS_MODE=sentinel", "CACHE_REDIS_SENTINEL_MASTER=m");
-}
-
 static void certificate_and_key_need_each_other(void **state) {
   (void)state;
   REFUSES("CACHE_REDIS_TLS_CERT is set, but CACHE_REDIS_TLS_KEY is not",
@@ -925,7 +917,6 @@ int main(void) {
       cmocka_unit_test(url_and_single_variables_may_not_differ),
       cmocka_unit_test(password_and_password_file_exclude_each_other),
       cmocka_unit_test(rediss_may_not_meet_tls_off),
-      cmocka_unit_test(sentinel_needs_its_master),
       cmocka_unit_test(certificate_and_key_need_each_other),
       cmocka_unit_test(a_required_redis_must_be_named),
       cmocka_unit_test(put_overlays_the_environment),

@@ -276,7 +276,7 @@ static void talk(uv_loop_t *loop, struct backend *view, const uint8_t *data,
     q->begun = ask(view, q) == BACKEND_WAIT;
     if ((choices & CHOICE_SUSPECT) && i == 1) {
       conn_suspect(c);
-      snprintf(c->nonce, sizeof c->nonce, "%s", "0123456789abcdef");
+      c->word = UINT64_C(0x0123456789abcdef);
     }
     if ((choices & CHOICE_CANCEL) && i % 3 == 2)
       q->cancelled = view->ops->unwait(view, &q->wait);

@@ -32,6 +32,12 @@ describe("clear of a namespace", function()
   teardown(support.unuse)
   before_each(empty)
 
+  it("is over when it returns, also with wait = false", function()
+    server:cli("EVAL", "for i = 1, 5000 do redis.call('SET', 'w:' .. i, i) end", 0)
+    assert.is_true((persistent:clear("w", { wait = false })))
+    assert.equal("0", server:cli "DBSIZE")
+  end)
+
   local function fill(prefix, n)
     server:cli("EVAL", "for i = 1, tonumber(ARGV[2]) do redis.call('SET', ARGV[1] .. i, i) end", 0,
       prefix, n)
@@ -345,5 +351,62 @@ describe("raw", function()
     assert.equal((tostring(of_get):gsub("^get", "raw")), tostring(err))
     _, err = raw("SUBSCRIBE", "c")
     assert.matches("^raw: SUBSCRIBE would block", tostring(err))
+  end)
+end)
+
+describe("increment with a TTL", function()
+  setup(start)
+  teardown(support.unuse)
+  before_each(empty)
+
+  it("never leaves a counter without one, however short it is", function()
+    for i = 1, 4000 do assert(persistent:increment("rate:" .. i % 20, 1, { ttl = 0.003 })) end
+    for i = 0, 19 do assert.is_true(persistent:raw("PTTL", "rate:" .. i) ~= -1) end
+  end)
+
+  it("works as it can on a server without transactions", function()
+    support.use(redis.fake "handshake\nserve") -- knows no MULTI
+    assert.equal(5, (persistent:increment("n", 5, { ttl = 10 })))
+    assert.equal(7, (persistent:increment("n", 2, { ttl = 10 })))
+    assert.is_true(persistent:ttl "n" <= 10)
+    start()
+  end)
+end)
+
+describe("a command that is not answered", function()
+  after_each(support.unuse)
+
+  it("ends the connection before others get each other's answers", function()
+    support.use(redis.fake [[
+      handshake
+      serve drop=1
+      connection
+      handshake
+      serve]])
+    support.fails("connection", 0.1, persistent.raw, persistent, "GET", "k")
+    support.comes_back()
+    assert.equal(1, persistent:stats().desyncs)
+  end)
+
+  it("is not sent at all where it is known", function()
+    support.use(redis.fake "handshake\nserve")
+    support.fails("unsupported", 0.1, persistent.raw, persistent, "REPLCONF", "ACK", "0")
+  end)
+end)
+
+describe("the timeout of a call on many keys", function()
+  after_each(support.unuse)
+
+  it("is that of the whole call", function()
+    local fake = redis.fake "handshake\nserve delay=60 every=1"
+    support.use(fake, { redis_timeout = 5 })
+    local keys, map = {}, {}
+    for i = 1, 3000 do keys[i], map["key" .. i] = "key" .. i, i end
+    for op, argument in pairs { multi_get = keys, multi_delete = keys, multi_set = map } do
+      local took, _, err = support.took(persistent[op], persistent, argument, { timeout = 0.1 })
+      assert.equal("timeout", err.code)
+      assert.is_true(took < 0.2)
+      assert.matches("within 0.1 s", err.message, 1, true)
+    end
   end)
 end)

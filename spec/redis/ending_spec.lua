@@ -192,6 +192,18 @@ describe("nothing is left behind", function()
   end)
 end)
 
+describe("after the end", function()
+  it("a finalizer's call is told that the connection is closed", function()
+    local server = redis.start()
+    local result = support.script(server, [[
+      p:set("k", 1)
+      local u = newproxy(true)
+      getmetatable(u).__gc = function() print(select(2, p:set("z", 1, { wait = false })).code) end
+    ]])
+    assert.equal("closed\n", result.out)
+  end)
+end)
+
 describe("a password", function()
   after_each(support.unuse)
 
