@@ -105,8 +105,7 @@ static int l_version(lua_State *L) {
 
 /* ---- bulk ---- */
 
-/* The strings of the list at index, as a userdata so that an error frees it. */
-static struct backend_slice *check_list(lua_State *L, int index, size_t *n) {
+struct backend_slice *cache_check_list(lua_State *L, int index, size_t *n) {
   luaL_checktype(L, index, LUA_TTABLE);
   *n = lua_objlen(L, index);
   struct backend_slice *list = lua_newuserdata(L, (*n ? *n : 1) * sizeof *list);
@@ -142,7 +141,7 @@ static int l_get_many(lua_State *L) {
   uint64_t now = cache_now(cache_of(L));
   size_t ns_len, n, used = 4096, cap;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
-  struct backend_slice *keys = check_list(L, 3, &n);
+  struct backend_slice *keys = cache_check_list(L, 3, &n);
   struct backend_item *items = lua_newuserdata(L, (n ? n : 1) * sizeof *items);
   char *buf;
   int rc;
@@ -168,7 +167,7 @@ static int l_set_many(lua_State *L) {
   luaL_checktype(L, 4, LUA_TTABLE);
   luaL_checktype(L, 5, LUA_TTABLE);
   uint64_t ttl_ms = (uint64_t)luaL_checknumber(L, 6);
-  struct backend_slice *keys = check_list(L, 3, &n);
+  struct backend_slice *keys = cache_check_list(L, 3, &n);
   size_t room = n ? n : 1;
   struct backend_slice *values = lua_newuserdata(L, room * sizeof *values);
   union cache_scratch *scratch = lua_newuserdata(L, room * sizeof *scratch);
@@ -193,7 +192,7 @@ static int l_remove_many(lua_State *L) {
   uint64_t now = cache_now(cache_of(L));
   size_t ns_len, n;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
-  struct backend_slice *keys = check_list(L, 3, &n);
+  struct backend_slice *keys = cache_check_list(L, 3, &n);
   lua_pushinteger(L,
                   view->ops->remove_many(view, now, ns, ns_len, keys, n, NULL));
   return 1;

@@ -86,6 +86,9 @@ int cache_push_value(lua_State *L, uint32_t format, const char *bytes,
 const void *cache_value_bytes(lua_State *L, int index, uint32_t format,
                               union cache_scratch *scratch, size_t *length);
 
+/* The strings of the list at index, as a userdata so that an error frees it. */
+struct backend_slice *cache_check_list(lua_State *L, int index, size_t *n);
+
 /* A buffer that nobody uses; NULL without memory. */
 struct buffer *cache_take_buffer(struct cache_bind *c);
 int cache_resize_buffer(struct buffer *b, size_t cap); /* 0, or -1 */

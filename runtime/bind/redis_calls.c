@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/time.h>
 
+#include "bind/cache_internal.h"
 #include "bind/codec.h"
 #include "bind/envelope.h"
 #include "bind/redis_internal.h"
@@ -131,7 +132,7 @@ static int l_touch(lua_State *L) {
 }
 
 /* info(view, ns, key, timeout) -> ms left (nil = never), size, ms since it was
- * written (nil = unknown), is it an envelope */
+ * written (nil = unknown) */
 static int l_info(lua_State *L) {
   ASK_KEY("info");
   a->push = redis_push_info;
@@ -140,27 +141,12 @@ static int l_info(lua_State *L) {
 
 /* ---- many keys ---- */
 
-/* The strings of the list at index, as a userdata so that an error frees it. */
-static struct backend_slice *check_list(lua_State *L, int index, size_t *n) {
-  luaL_checktype(L, index, LUA_TTABLE);
-  *n = lua_objlen(L, index);
-  struct backend_slice *list = lua_newuserdata(L, (*n + 1) * sizeof *list);
-  for (size_t i = 0; i < *n; i++) {
-    lua_rawgeti(L, index, (int)i + 1);
-    if (lua_type(L, -1) != LUA_TSTRING)
-      luaL_error(L, "a list of strings expected");
-    list[i].data = lua_tolstring(L, -1, &list[i].length);
-    lua_pop(L, 1); /* the list keeps it */
-  }
-  return list;
-}
-
 /* get_many(view, ns, keys, timeout, native) -> formats, values, messages:
  * sparse lists */
 static int l_get_many(lua_State *L) {
   size_t ns_len, count, used;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
-  struct backend_slice *keys = check_list(L, 3, &count);
+  struct backend_slice *keys = cache_check_list(L, 3, &count);
   int native = lua_toboolean(L, 5), n;
   struct ask *a = redis_ask(L, "multi_get", &n);
   if (a == NULL)
@@ -184,7 +170,7 @@ static int l_set_many(lua_State *L) {
   struct codec_buffer out;
   size_t ns_len, count;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
-  struct backend_slice *keys = check_list(L, 3, &count);
+  struct backend_slice *keys = cache_check_list(L, 3, &count);
   uint64_t ttl_ms = (uint64_t)luaL_checknumber(L, 7);
   struct backend_slice *values =
       lua_newuserdata(L, (count + 1) * sizeof *values);
@@ -220,7 +206,7 @@ static int l_set_many(lua_State *L) {
 static int l_remove_many(lua_State *L) {
   size_t ns_len, count;
   const char *ns = luaL_checklstring(L, 2, &ns_len);
-  struct backend_slice *keys = check_list(L, 3, &count);
+  struct backend_slice *keys = cache_check_list(L, 3, &count);
   int n;
   struct ask *a = redis_ask(L, "multi_delete", &n);
   if (a == NULL)
@@ -249,7 +235,7 @@ static int l_clear(lua_State *L) {
 /* may_share(args): may this command go over the one connection? */
 static int l_may_share(lua_State *L) {
   size_t count;
-  struct backend_slice *args = check_list(L, 1, &count);
+  struct backend_slice *args = cache_check_list(L, 1, &count);
   lua_pushboolean(L, count > 0 && redis_may_share(args, count));
   return 1;
 }
@@ -257,7 +243,7 @@ static int l_may_share(lua_State *L) {
 /* raw(view, args, nil, timeout) -> ok, the reply or the server's error */
 static int l_raw(lua_State *L) {
   size_t count;
-  struct backend_slice *args = check_list(L, 2, &count);
+  struct backend_slice *args = cache_check_list(L, 2, &count);
   int n;
   struct ask *a = redis_ask(L, "raw", &n);
   if (a == NULL)

@@ -40,6 +40,8 @@ bootstrap() {
   }
   apt-config dump | grep -Ei '^Acquire::(http.*Proxy|Check-(Valid-Until|Date)) ' \
     >"$root/etc/apt/apt.conf.d/99of-the-host" || true
+  # The installer's, which debootstrap leaves to others.
+  printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
   mount -t proc proc "$root/proc" || skip debootstrap "proc cannot be mounted"
   mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts "$root/dev/pts" &&
     ln -sf pts/ptmx "$root/dev/ptmx" ||
