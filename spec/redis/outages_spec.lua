@@ -73,6 +73,7 @@ describe("a server that is killed", function()
     use(server, { redis_timeout = 5 })
     fill(20)
     assert(persistent:raw("SETRANGE", "huge", 60 * 2 ^ 20, "x"))
+    await(function() return persistent:stats().in_flight == 0 end)
     local outcomes = {}
     local function note(i, value, err)
       outcomes[#outcomes + 1] = { i = i, value = value, err = err }
