@@ -195,11 +195,10 @@ int redis_wait(lua_State *L, struct ask *a, int rc) {
 
 /* ---- the connection ---- */
 
-static void on_log(void *ud, int level, const char *line) {
-  static const int levels[] = {BIND_LOG_ERROR, BIND_LOG_WARN, BIND_LOG_INFO};
+static void on_log(void *ud, const char *line) {
   struct bind *b = ud;
   if (!b->redis->starting)
-    b->host.log(b->host.ud, levels[level], line);
+    b->host.log(b->host.ud, BIND_LOG_WARN, line);
 }
 
 static void use(struct redis_bind *r, struct redis_conn *conn) {

@@ -49,14 +49,14 @@ static uint64_t silence_ms(const struct redis_conn *c) {
   return c->allowed_ms > stall ? c->allowed_ms : stall;
 }
 
-static void say(struct redis_conn *c, int level, const char *format, ...) {
+static void say(struct redis_conn *c, const char *format, ...) {
   char line[sizeof c->name + WHY_SIZE + 64];
   va_list args;
   va_start(args, format);
   vsnprintf(line, sizeof line, format, args);
   va_end(args);
   if (c->log != NULL)
-    c->log(c->log_ud, level, line);
+    c->log(c->log_ud, line);
 }
 
 /* ---- deadlines ---- */
@@ -100,7 +100,7 @@ void conn_arm(struct redis_conn *c) {
 }
 
 static void tell_back(struct redis_conn *c) {
-  say(c, REDIS_LOG_WARN, "Redis at %s is back after %.1f s", c->name,
+  say(c, "Redis at %s is back after %.1f s", c->name,
       (double)(conn_time_ms() - c->down_ms) / 1000);
   c->told = 0;
 }
@@ -227,7 +227,7 @@ static void tell_down(struct redis_conn *c, int retry) {
                      : c->down_status == BACKEND_ECONNECTION
                          ? "commands fail until it is back"
                          : "commands fail until that has changed";
-  say(c, REDIS_LOG_WARN, "%s; %s", c->why, next);
+  say(c, "%s; %s", c->why, next);
 }
 
 void conn_drop(struct redis_conn *c, int status, int retry, const char *format,

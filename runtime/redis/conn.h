@@ -20,8 +20,8 @@
  * States: idle -> resolving -> connecting -> handshake -> ready, from where an
  * error leads to backoff and from there to resolving again.
  *
- * Pending commands keep the loop alive; a connection that is idle, or on its
- * way to a server that nobody waits for, does not.
+ * Pending commands keep the loop alive, and so does an attempt to connect while
+ * it lasts; an idle connection, or the wait for the next attempt, does not.
  *
  * Everything happens on the loop's thread. on_reply is called from the loop,
  * never from inside begin ... commit or cancel. Deadlines are judged in the
@@ -46,8 +46,6 @@ enum {                              /* limits, each a named refusal */
 
 enum { REDIS_AUTO, REDIS_STANDALONE }; /* redis_options.mode */
 
-enum { REDIS_LOG_ERROR, REDIS_LOG_WARN, REDIS_LOG_INFO };
-
 struct redis_host {
   char name[256]; /* a name, an IPv4 or an IPv6 address */
   int port;
@@ -67,8 +65,8 @@ struct redis_options {
   uint64_t connect_timeout_ms; /* names and addresses; then the handshake */
 };
 
-/* Is told of what happens to a connection: one line. */
-typedef void redis_log_fn(void *ud, int level, const char *line);
+/* Is warned of what happens to a connection: one line. */
+typedef void redis_log_fn(void *ud, const char *line);
 
 struct redis_call;
 

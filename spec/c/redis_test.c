@@ -111,9 +111,8 @@ static void ready(void) {
   UNTIL(is_ready());
 }
 
-static void on_log(void *ud, int level, const char *line) {
+static void on_log(void *ud, const char *line) {
   (void)ud;
-  (void)level;
   assert_null(strchr(line, '\n'));
   snprintf(t.log, sizeof t.log, "%s", line);
 }
