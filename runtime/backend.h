@@ -121,7 +121,8 @@ struct backend_ops {
              struct backend_wait *wait);
   /* n keys; values are packed into buf one after the other; items[i].length
    * bytes each, items[i].version 0 for a miss. Returns the number of hits;
-   * *used above cap: nothing was copied, call again with that much. When it
+   * *used above cap: what buf holds is undefined, call again with that much,
+   * and none of it was counted. When it
    * answers later, the packed values come with the wake, and of items only
    * length and version are set. */
   int (*get_many)(struct backend *self, uint64_t now, const char *ns,
@@ -167,10 +168,12 @@ struct backend_ops {
    * bounded step, call again with the same *cursor (0 first). */
   int (*clear)(struct backend *self, uint64_t now, const char *prefix,
                size_t prefix_len, uint64_t *cursor, struct backend_wait *wait);
-  /* Calls fn for up to `limit` live entries that begin with prefix, from
-   * *cursor on (0 first); *cursor is 0 again when all were seen. Entries that
-   * are set or removed meanwhile may be missed or not. fn must not call the
-   * backend. Returns the number of entries seen. */
+  /* Calls fn for about `limit` live entries that begin with prefix, from
+   * *cursor on (0 first); *cursor is 0 again when all were seen. It may be a
+   * few more, or fewer, even none, before the end. Entries that are set or
+   * removed meanwhile may be missed or not; who goes on after fn has stopped
+   * may see some again. fn must not call the backend. Returns the number of
+   * entries seen. */
   int (*scan)(struct backend *self, uint64_t now, const char *prefix,
               size_t prefix_len, uint64_t *cursor, size_t limit,
               backend_scan_fn *fn, void *ud, struct backend_wait *wait);

@@ -1,390 +1,322 @@
-/* The store: a bounded hash table of entries with CLOCK eviction.
+/* The store as a whole: how it is opened, its views, its numbers.
  *
- * Every entry is one malloc'd block and sits in two structures at once:
+ * Memory is a bounded log (log.c) with an index (index.c) in as many shards as
+ * the bound is large; readers take no lock (read.c), writers their shard's; who
+ * goes when there is no room, evict.c decides. Everything that is allocated is
+ * counted in `used`, which stays within the bound.
  *
- * - A chained hash table whose bucket is the TOP bits of the hash and whose
- *   chains are sorted by hash. Read bucket after bucket, the table is one list
- *   sorted by hash, whatever its size: doubling cuts each chain in two, halving
- *   joins neighbours, and a scan's cursor (a hash) survives both.
- * - A ring that the CLOCK hand goes round (Corbato, 1968). A use sets the
- *   entry's reference bit; the hand clears a set bit and evicts at a clear one,
- *   and takes an entry past its time whatever its bit. New entries go in right
- *   behind the hand, so each lives for a full turn at least.
- *
- * Invariants, whenever the mutex is free:
- * - bytes = the costs of all entries + the bucket array, and is <= max_bytes
- *   (but for the smallest array under a bound too small for any entry);
- * - an entry is in the chain of its hash and in the ring, or it is freed;
- * - no two live entries have the same view and joined key;
- * - a key with an entry past its time is as good as absent: store_find, the
- *   one way to an entry by key, drops it on sight.
- *
- * One mutex guards the store and its views. Allocation comes first in every
- * call, so that a call that fails has changed nothing.
+ * A space is what is stored under a name (views of the same name share it), or
+ * of one view without a name. Its items carry an id, a small number which the
+ * hash depends on too; owners[id] says whose it is. Clearing a space gives it
+ * another id (clear.c), closing it leaves its id without an owner: what still
+ * has it goes bit by bit.
  */
-#include "memory/internal.h"
-
-#include <stddef.h>
 #include <stdlib.h>
 #include <sys/random.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "memory/target.h"
 
-enum {
-  HASH_BITS = 64,
-  HASH_STACK = 256,  /* joined keys up to this are hashed in one piece */
-  MALLOC_HEADER = 8, /* what malloc adds to a block, */
-  MALLOC_ALIGN = 16  /* and what the sum is rounded up to */
-};
-
-/* Keys */
-
-/* The split between ns and key must not show: short keys are joined on the
- * stack, as one-shot hashing is several times faster than streaming. */
-static uint64_t hash_joined(const struct target *at, uint64_t seed) {
-  if (target_length(at) <= HASH_STACK) {
-    char joined[HASH_STACK];
-    store_join(at, joined);
-    return XXH3_64bits_withSeed(joined, target_length(at), seed);
-  }
-  XXH3_state_t state;
-  XXH3_INITSTATE(&state); /* reset compares with the seed in it */
-  XXH3_64bits_reset_withSeed(&state, seed);
-  XXH3_64bits_update(&state, at->ns, at->ns_len);
-  XXH3_64bits_update(&state, at->key, at->key_len);
-  return XXH3_64bits_digest(&state);
-}
+/* ---- targets ---- */
 
 int store_aim(struct target *at, BACKEND_KEY_ARGS) {
-  if (ns_len > BACKEND_KEY_MAX || key_len > BACKEND_KEY_MAX - ns_len ||
-      ns_len + key_len == 0)
-    return BACKEND_EINVAL;
-  at->view = (struct view *)self;
-  at->ns = ns ? ns : ""; /* memcpy and memcmp take no NULL, even for 0 */
-  at->key = key ? key : "";
-  at->ns_len = ns_len;
-  at->key_len = key_len;
-  at->now = now;
-  at->hash = hash_joined(at, at->view->store->seed + at->view->id);
-  return 0;
+  return target_aim(at, STORE_KEY);
 }
 
-/* Hashes before it locks: the mutex is held for the table's work only. */
+uint64_t store_hash(const struct store *store, uint32_t id, const char *key,
+                    size_t key_len) {
+  return target_hash(store, id, "", 0, key, key_len);
+}
+
+int store_check_key(const struct view *view, size_t ns_len, size_t key_len) {
+  return target_check(view, ns_len, key_len);
+}
+
+/* Should the space have been cleared, or the store been laid out anew, between
+ * hashing and locking, both begin again. */
 int store_begin(struct target *at, BACKEND_KEY_ARGS) {
-  int rc = store_aim(at, STORE_KEY);
-  if (rc == 0)
-    pthread_mutex_lock(&at->view->store->mutex);
-  return rc;
+  for (;;) {
+    int rc = target_aim(at, STORE_KEY);
+    if (rc < 0)
+      return rc;
+    pthread_mutex_lock(&at->shard->mutex);
+    if (at->id == at->view->space->id &&
+        at->shard == store_shard(at->store, at->hash))
+      return 0;
+    pthread_mutex_unlock(&at->shard->mutex);
+  }
 }
 
 int store_end(struct target *at, int rc) {
-  pthread_mutex_unlock(&at->view->store->mutex);
+  pthread_mutex_unlock(&at->shard->mutex);
   return rc;
 }
 
-int store_joined_equal(const struct target *at, const char *key,
-                       size_t length) {
-  return length == target_length(at) && memcmp(key, at->ns, at->ns_len) == 0 &&
-         memcmp(key + at->ns_len, at->key, at->key_len) == 0;
-}
-
-void store_join(const struct target *at, char *out) {
-  memcpy(out, at->ns, at->ns_len);
-  memcpy(out + at->ns_len, at->key, at->key_len);
-}
-
-uint64_t store_expiry(uint64_t now, uint64_t ttl_ms) {
-  if (ttl_ms == BACKEND_TTL_NEVER)
-    return 0;
-  return ttl_ms > UINT64_MAX - now ? UINT64_MAX : now + ttl_ms;
-}
-
-/* The table and the ring */
-
-/* What an entry takes from the bound: its block as malloc rounds it. The block
- * is asked for at its full size, so equal costs can take each other's place. */
-static size_t entry_cost(size_t key_len, size_t length) {
-  size_t size =
-      offsetof(struct entry, bytes) + key_len + length + MALLOC_HEADER;
-  return (size + MALLOC_ALIGN - 1) / MALLOC_ALIGN * MALLOC_ALIGN;
-}
-
-/* The first link of the chain whose entry has at least this hash. */
-static struct entry **find_link(struct store *store, uint64_t hash) {
-  struct entry **link = &store->buckets[hash >> store->hash_shift];
-  while (*link && (*link)->hash < hash)
-    link = &(*link)->next;
-  return link;
-}
-
-/* Behind the hand in the ring: the hand meets it last of all. */
-static void insert(struct store *store, struct entry *entry) {
-  struct entry **link = find_link(store, entry->hash);
-  size_t cost = entry_cost(entry->key_len, entry->length);
-  entry->next = *link;
-  *link = entry;
-  if (!store->hand)
-    store->hand = entry->ring_next = entry->ring_prev = entry;
-  entry->ring_next = store->hand;
-  entry->ring_prev = store->hand->ring_prev;
-  entry->ring_prev->ring_next = entry->ring_next->ring_prev = entry;
-  store->entries++;
-  store->bytes += cost;
-  entry->view->stats.entries++;
-  entry->view->stats.bytes += cost;
-}
-
-/* The value of the entry goes. */
-static void note_drop(struct entry *entry) {
-  struct view *view = entry->view;
-  if (view->on_drop && entry->format == view->on_drop_format)
-    view->on_drop(view->on_drop_ud, entry_value(entry), entry->length);
-}
-
-void store_drop(struct entry *entry) {
-  note_drop(entry);
-  struct store *store = entry->view->store;
-  struct entry **link = find_link(store, entry->hash);
-  size_t cost = entry_cost(entry->key_len, entry->length);
-  store_assert_locked(store);
-  while (*link != entry)
-    link = &(*link)->next;
-  *link = entry->next;
-  if (store->hand == entry)
-    store->hand = entry->ring_next == entry ? NULL : entry->ring_next;
-  entry->ring_prev->ring_next = entry->ring_next;
-  entry->ring_next->ring_prev = entry->ring_prev;
-  assert(store->bytes >= cost && entry->view->stats.bytes >= cost);
-  store->entries--;
-  store->bytes -= cost;
-  entry->view->stats.entries--;
-  entry->view->stats.bytes -= cost;
-  free(entry);
-}
-
-/* Moves the hand until `bytes` more fit, or nothing is left. Two turns at most:
- * the first clears every reference bit. */
-static void make_room(struct store *store, size_t bytes, uint64_t now) {
-  while (store->hand && store->bytes + bytes > store->max_bytes) {
-    struct entry *entry = store->hand;
-    int expired = entry_expired(entry, now);
-    if (entry->referenced && !expired) {
-      entry->referenced = 0;
-      store->hand = entry->ring_next;
-      continue;
-    }
-    if (expired)
-      entry->view->stats.expired++;
-    else
-      entry->view->stats.evictions++;
-    store_drop(entry);
+struct stripe *store_take_stripe(struct space *space, uintptr_t self) {
+  uint32_t at = store_stripe_number(self);
+  for (uint32_t i = 0; i < STRIPES; i++) {
+    struct stripe *stripe = &space->stripes[(at + i) % STRIPES];
+    uintptr_t owner = load_relaxed(&stripe->owner);
+    if (owner == self ||
+        (owner == 0 &&
+         __atomic_compare_exchange_n(&stripe->owner, &owner, self, 0,
+                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)))
+      return stripe;
   }
+  return &space->stripes[STRIPES];
 }
 
-/* Doubles the buckets once there is an entry for each. Without memory for that
- * the chains just grow longer. */
-static void grow(struct store *store) {
-  size_t count = store->bucket_count, size = count * sizeof(struct entry *);
-  if (store->entries < count || size * 2 > store->max_bytes / STORE_TABLE_SHARE)
+void store_lock_all(struct store *store) {
+  for (uint32_t i = 0; i < store->shards_opened; i++)
+    pthread_mutex_lock(&store->shards[i].mutex);
+}
+
+void store_unlock_all(struct store *store) {
+  for (uint32_t i = store->shards_opened; i-- > 0;)
+    pthread_mutex_unlock(&store->shards[i].mutex);
+}
+
+void store_charge(struct store *store, ptrdiff_t bytes) {
+  add_relaxed(&store->used, (size_t)bytes);
+}
+
+/* ---- open and close ---- */
+
+/* Without getrandom the address and the clock's noise have to do. */
+static void fill_secret(struct store *store) {
+  if (getrandom(store->secret, SECRET_BYTES, 0) == SECRET_BYTES)
     return;
-  struct entry **buckets = store->alloc(store->buckets, size * 2);
-  if (!buckets)
-    return;
-  store->buckets = buckets;
-  store->bucket_count *= 2;
-  store->bytes += size;
-  store->hash_shift--;
-  for (size_t i = count; i-- > 0;) { /* downwards: 2i is not read any more */
-    struct entry *low = buckets[i], **cut = &low;
-    while (*cut && (*cut)->hash >> store->hash_shift == 2 * i)
-      cut = &(*cut)->next;
-    buckets[2 * i + 1] = *cut;
-    *cut = NULL;
-    buckets[2 * i] = low;
+  for (size_t i = 0; i < SECRET_BYTES; i++) {
+    uint64_t x = (uintptr_t)store + i * UINT64_C(0x9e3779b97f4a7c15);
+    store->secret[i] =
+        (uint8_t)((x ^ x >> 29) * UINT64_C(0xbf58476d1ce4e5b9) >> 56);
   }
 }
 
-/* For a smaller bound. Should realloc fail to shrink a block, the old one does;
- * its tail is then memory that is held and not counted. */
-static void halve(struct store *store) {
-  size_t count = store->bucket_count / 2, size = count * sizeof(struct entry *);
-  for (size_t i = 0; i < count; i++) {
-    struct entry *odd = store->buckets[2 * i + 1], **end = &store->buckets[i];
-    *end = store->buckets[2 * i];
-    while (*end)
-      end = &(*end)->next;
-    *end = odd;
+static void init_mutexes(struct store *store) {
+  pthread_mutexattr_t attr;
+  pthread_mutexattr_init(&attr);
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP /* spins a little, then sleeps */
+  pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+  for (uint32_t i = 0; i < store->shards_opened; i++)
+    pthread_mutex_init(&store->shards[i].mutex, &attr);
+  pthread_mutexattr_destroy(&attr);
+  pthread_mutex_init(&store->mutex, NULL);
+  pthread_mutex_init(&store->page_mutex, NULL);
+  pthread_mutex_init(&store->lease_mutex, NULL);
+}
+
+/* The last one out. */
+static void free_store(struct store *store) {
+  assert(!store->spaces && store->lease_count == 0);
+  for (uint32_t i = 0; i < store->shards_opened; i++) {
+    struct shard *shard = &store->shards[i];
+    index_close(shard);
+    free(shard->segments);
+    free(shard->held);
+    free(shard->ghost.lines);
+    pthread_mutex_destroy(&shard->mutex);
   }
-  struct entry **buckets = store->alloc(store->buckets, size);
-  store->buckets = buckets ? buckets : store->buckets;
-  store->bucket_count = count;
-  store->bytes -= size;
-  store->hash_shift++;
+  pthread_mutex_destroy(&store->mutex);
+  pthread_mutex_destroy(&store->page_mutex);
+  pthread_mutex_destroy(&store->lease_mutex);
+  shadow_close(store);
+  area_close(store);
+  free(store->marks);
+  free(store->owners);
+  free(store);
 }
 
-/* Entries */
-
-struct entry *store_find(struct target *at) {
-  struct entry *entry = *find_link(at->view->store, at->hash);
-  store_assert_locked(at->view->store);
-  for (; entry && entry->hash == at->hash; entry = entry->next) {
-    if (entry->view != at->view ||
-        !store_joined_equal(at, entry->bytes, entry->key_len))
-      continue;
-    if (!entry_expired(entry, at->now))
-      return entry;
-    at->view->stats.expired++;
-    store_drop(entry);
-    return NULL;
-  }
-  return NULL;
-}
-
-int store_put(struct target *at, const void *bytes, size_t length,
-              uint32_t format, uint64_t ttl_ms) {
-  struct store *store = at->view->store;
-  struct entry *old = store_find(at), *entry = old;
-  size_t share = store->max_bytes / STORE_VALUE_SHARE;
-  assert(format <= UINT8_MAX);
-  if (length > share || entry_cost(target_length(at), length) > share)
-    return BACKEND_ETOOLARGE;
-  size_t cost = entry_cost(target_length(at), length);
-  if (!old || entry_cost(old->key_len, old->length) != cost) {
-    entry = store->alloc(NULL, cost - MALLOC_HEADER);
-    if (!entry)
-      return BACKEND_ENOMEM;
-    entry->view = at->view;
-    entry->hash = at->hash;
-    entry->key_len = (uint32_t)target_length(at);
-    entry->length = length;
-    entry->referenced = old ? old->referenced : 0;
-    store_join(at, entry->bytes);
-    if (old)
-      store_drop(old); /* before room is made, which might evict it */
-    grow(store);       /* may need room of its own */
-    make_room(store, cost, at->now);
-    assert(store->bytes + cost <= store->max_bytes);
-    insert(store, entry);
-  } else {
-    note_drop(old);
-  }
-  entry->length = length; /* a block of this cost holds it */
-  entry->format = (uint8_t)format;
-  entry->version = ++store->version;
-  entry->created_ms = at->now;
-  entry->expires_ms = store_expiry(at->now, ttl_ms);
-  memcpy(entry_value(entry), bytes ? bytes : "", length);
-  at->view->stats.sets++;
-  store_poison(at);
-  return 1;
-}
-
-int store_delete(struct target *at) {
-  struct entry *entry = store_find(at);
-  store_poison(at); /* a load may be bringing what the caller knows is old */
-  if (!entry)
-    return 0;
-  at->view->stats.deletes++;
-  store_drop(entry);
-  return 1;
-}
-
-void store_describe(const struct entry *entry, struct backend_item *out) {
-  *out = (struct backend_item){.length = entry->length,
-                               .version = entry->version,
-                               .expires_ms = entry->expires_ms,
-                               .created_ms = entry->created_ms,
-                               .format = entry->format};
-}
-
-int store_read(struct entry *entry, void *buf, size_t cap,
-               struct backend_item *out) {
-  store_describe(entry, out);
-  entry->referenced = 1;
-  if (entry->length > cap)
-    return BACKEND_HIT; /* counted when the caller comes with a larger buf */
-  if (entry->length > 0)
-    memcpy(buf, entry_value(entry), entry->length);
-  entry->view->stats.hits++;
-  return BACKEND_HIT;
-}
-
-/* Views and the store itself */
-
-/* Gives one reference back; views use it, too. */
-void store_close(struct store *store) {
+static void release(struct store *store) {
   pthread_mutex_lock(&store->mutex);
   assert(store->references > 0);
   size_t left = --store->references;
   pthread_mutex_unlock(&store->mutex);
-  if (left > 0)
-    return;
-  assert(store->entries == 0 && store->lease_count == 0);
-  pthread_mutex_destroy(&store->mutex);
-  free(store->buckets);
-  free(store);
+  if (left == 0)
+    free_store(store);
 }
 
-int store_view(struct store *store, struct backend **out) {
-  pthread_mutex_lock(&store->mutex);
-  struct view *view = store->alloc(NULL, sizeof *view);
-  if (view) {
-    *view = (struct view){.backend = {&store_calls}, .store = store};
-    view->id = ++store->views_opened;
-    store->references++;
-    *out = &view->backend;
-  }
-  pthread_mutex_unlock(&store->mutex);
-  return view ? 0 : BACKEND_ENOMEM;
-}
-
-void store_watch_drops(struct backend *self, uint32_t format, store_drop_fn *fn,
-                       void *ud) {
-  struct view *view = (struct view *)self;
-  pthread_mutex_lock(&view->store->mutex);
-  view->on_drop = fn;
-  view->on_drop_ud = ud;
-  view->on_drop_format = format;
-  pthread_mutex_unlock(&view->store->mutex);
+/* A forked child has the parent's locks as they were: it leaves all alone. */
+void store_close(struct store *store) {
+  if (load_relaxed(store->alive) != 0)
+    release(store);
 }
 
 int store_open(struct store **out, size_t max_bytes) {
-  struct store *store = calloc(1, sizeof *store);
-  if (!store)
+  struct layout layout = layout_choose(max_bytes, SHARDS_MAX);
+  uint32_t shards = 1u << layout.shard_bits;
+  size_t bytes = sizeof(struct store) + shards * sizeof(struct shard);
+  struct store *store;
+  if (posix_memalign((void **)&store, 64, bytes) != 0)
     return BACKEND_ENOMEM;
-  store->buckets = calloc(STORE_BUCKETS_MIN, sizeof(struct entry *));
-  if (!store->buckets || pthread_mutex_init(&store->mutex, NULL) != 0) {
-    free(store->buckets);
+  memset(store, 0, bytes);
+  store->max_bytes = max_bytes;
+  store->shard_bits = layout.shard_bits;
+  store->shards_opened = shards;
+  store->references = 1;
+  for (uint32_t i = 0; i < shards; i++)
+    store->shards[i].store = store;
+  if (area_open(store, max_bytes) < 0) {
     free(store);
     return BACKEND_ENOMEM;
   }
-  /* Without a random seed (no getrandom) the address has to do. */
-  if (getrandom(&store->seed, sizeof store->seed, 0) != sizeof store->seed)
-    store->seed = (uint64_t)(uintptr_t)store;
-  store->alloc = realloc;
-  store->bucket_count = STORE_BUCKETS_MIN;
-  store->hash_shift = HASH_BITS - __builtin_ctz(STORE_BUCKETS_MIN);
-  store->bytes = STORE_BUCKETS_MIN * sizeof(struct entry *);
-  store->max_bytes = max_bytes;
-  store->references = 1;
+  fill_secret(store);
+  init_mutexes(store);
+  store_charge(store, (ptrdiff_t)bytes + PAGE_BYTES); /* and `alive` */
+  if (layout_open(store, layout) < 0) {
+    free_store(store);
+    return BACKEND_ENOMEM;
+  }
   *out = store;
   return 0;
 }
 
-void store_set_alloc(struct store *store, store_alloc_fn *alloc) {
-  pthread_mutex_lock(&store->mutex);
-  store->alloc = alloc;
-  pthread_mutex_unlock(&store->mutex);
+void store_info(struct store *store, struct store_info *out) {
+  *out = (struct store_info){.max_bytes = load_relaxed(&store->max_bytes)};
+  if (load_relaxed(store->alive) == 0)
+    return;
+  store_lock_all(store);
+  out->bytes = load_relaxed(&store->used);
+  for (uint32_t i = 0; i < store_shard_count(store); i++) {
+    const struct shard *shard = &store->shards[i];
+    const struct directory *directory = shard->directory;
+    out->live_bytes += log_live_bytes(shard);
+    out->entries += shard->entries;
+    out->policy_bytes += shard->ghost.count * sizeof *shard->ghost.lines;
+    for (; directory; directory = directory->older)
+      out->index_bytes += sizeof(uint32_t) << directory->bits;
+  }
+  out->index_bytes += store->page_count * PAGE_BYTES;
+  out->lock_waits = load_relaxed(&store->lock_waits);
+  out->shards = store_shard_count(store);
+  out->segment_bytes = store->segment_bytes;
+  out->small_share =
+      store_policies[load_relaxed(&store->policy)].small_permille / 1000.0;
+  store_unlock_all(store);
+  out->policy_bytes += shadow_bytes(store);
 }
 
-void store_resize(struct store *store, size_t max_bytes) {
+/* ---- views ---- */
+
+static struct space *find_space(struct store *store, const char *name) {
+  struct space *space = *name ? store->spaces : NULL;
+  while (space && strcmp(space->name, name) != 0)
+    space = space->next;
+  return space;
+}
+
+static size_t space_bytes(const char *name) {
+  return sizeof(struct space) + strlen(name) + 1;
+}
+
+/* A new one, with an id. All is locked. */
+static struct space *open_space(struct store *store, const char *name) {
+  struct space *space;
+  if (posix_memalign((void **)&space, 64, space_bytes(name)) != 0)
+    return NULL;
+  memset(space, 0, space_bytes(name));
+  strcpy(space->name, name);
+  if (store_renew(store, space) < 0) {
+    free(space);
+    return NULL;
+  }
+  space->next = store->spaces;
+  store->spaces = space;
+  store_charge(store, (ptrdiff_t)space_bytes(name));
+  return space;
+}
+
+/* Its entries are nobody's now, and go with the sweep. */
+static void close_space(struct store *store, struct space *space) {
+  struct space **link = &store->spaces;
+  while (*link != space)
+    link = &(*link)->next;
+  *link = space->next;
+  for (uint32_t id = 0; id < store->owner_count; id++)
+    if (store->owners[id] == space)
+      store->owners[id] = NULL;
+  for (uint32_t i = 0; store->marks && i < MARKS_MAX; i++)
+    if (store->marks[i].id == space->id)
+      store->marks[i].purge = store->purge; /* the id will be another's */
+  store_relaxed(&store->purge, store->purge + 1);
+  store_charge(store, -(ptrdiff_t)space_bytes(space->name));
+  free(space);
+}
+
+int store_view_named(struct store *store, const char *name,
+                     struct backend **out) {
+  if (load_relaxed(store->alive) == 0)
+    return BACKEND_ECLOSED;
+  struct view *view = calloc(1, sizeof *view);
+  if (!view)
+    return BACKEND_ENOMEM;
+  view->backend.ops = &store_calls;
+  view->store = store;
   pthread_mutex_lock(&store->mutex);
-  store->max_bytes = max_bytes;
-  while (store->bucket_count > STORE_BUCKETS_MIN &&
-         store->bucket_count * sizeof(struct entry *) >
-             max_bytes / STORE_TABLE_SHARE)
-    halve(store);
-  make_room(store, 0, 0); /* no clock here: what it takes counts as evicted */
+  store_lock_all(store);
+  view->space = find_space(store, name);
+  if (!view->space)
+    view->space = open_space(store, name);
+  if (view->space) {
+    view->next = view->space->views;
+    view->space->views = view;
+    store->references++;
+  }
+  store_unlock_all(store);
+  evict_all_over(store); /* a space has its size, too */
   pthread_mutex_unlock(&store->mutex);
+  if (!view->space) {
+    free(view);
+    return BACKEND_ENOMEM;
+  }
+  *out = &view->backend;
+  return 0;
+}
+
+int store_view(struct store *store, struct backend **out) {
+  return store_view_named(store, "", out);
+}
+
+/* The caller sees to it that no other call on this view is under way. Leases
+ * end first, for their waiters must not outlive the view they wait on. */
+void store_close_view(struct backend *self) {
+  struct view *view = (struct view *)self, **link;
+  struct store *store = view->store;
+  if (load_relaxed(store->alive) == 0)
+    return;
+  pthread_mutex_lock(&store->mutex);
+  struct backend_wait *waits = store_end_leases(view);
+  store_lock_all(store);
+  for (link = &view->space->views; *link != view;)
+    link = &(*link)->next;
+  *link = view->next;
+  int shared = view->space->views != NULL;
+  if (!shared)
+    close_space(store, view->space);
+  store_unlock_all(store);
+  pthread_mutex_unlock(&store->mutex);
+  store_wake_closed(waits, shared);
+  free(view);
+  release(store);
+}
+
+void store_watch(struct backend *self, store_watch_fn *fn, void *ud) {
+  struct view *view = (struct view *)self;
+  if (load_relaxed(view->store->alive) == 0)
+    return;
+  store_lock_all(view->store);
+  view->watch = fn;
+  view->watch_ud = ud;
+  store_unlock_all(view->store);
+}
+
+/* With all shards locked: an insertion that has not seen the flag is over. */
+uint32_t *store_view_words(struct backend *self) {
+  struct view *view = (struct view *)self;
+  if (load_relaxed(view->store->alive) == 0)
+    return view->space->words;
+  store_lock_all(view->store);
+  store_relaxed(&view->space->counts_inserts, 1);
+  store_unlock_all(view->store);
+  return view->space->words;
 }
