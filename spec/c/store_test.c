@@ -3,158 +3,9 @@
  */
 #include <pthread.h>
 #include <sched.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "memory/internal.h"
-
-enum {
-  ROOMY = 64 << 20, /* a bound that nothing here reaches */
-  TIGHT = 64 << 10,
-  NOW = 1000
-};
-
-struct room {
-  struct store *store;
-  struct backend *memory;
-};
-
-static int open_room(void **state) {
-  struct room *room = calloc(1, sizeof *room);
-  assert_int_equal(store_open(&room->store, ROOMY), 0);
-  assert_int_equal(store_view(room->store, &room->memory), 0);
-  *state = room;
-  return 0;
-}
-
-static int close_room(void **state) {
-  struct room *room = *state;
-  if (room->memory)
-    room->memory->ops->close(room->memory);
-  store_close(room->store);
-  free(room);
-  return 0;
-}
-
-static struct backend *memory_of(void **state) {
-  return ((struct room *)*state)->memory;
-}
-
-/* A second view of the same store; the test closes it. */
-static struct backend *second_view(void **state) {
-  struct backend *other;
-  assert_int_equal(store_view(((struct room *)*state)->store, &other), 0);
-  return other;
-}
-
-/* Short forms for keys that are C strings without a namespace. */
-#define KEY(key) "", 0, key, strlen(key)
-
-static int set_for(struct backend *m, uint64_t now, const char *key,
-                   const char *value, uint64_t ttl_ms) {
-  return m->ops->set(m, now, KEY(key), value, strlen(value), BACKEND_BYTES,
-                     ttl_ms, NULL);
-}
-
-static int set(struct backend *m, const char *key, const char *value) {
-  return set_for(m, NOW, key, value, BACKEND_TTL_NEVER);
-}
-
-/* The value at a moment, in a static buffer, or NULL. */
-static const char *get_at(struct backend *m, uint64_t now, const char *key) {
-  static char buf[4096];
-  struct backend_item item;
-  int rc = m->ops->get(m, now, KEY(key), buf, sizeof buf - 1, &item, NULL);
-  if (rc != BACKEND_HIT)
-    return NULL;
-  buf[item.length] = 0;
-  return buf;
-}
-
-static const char *get(struct backend *m, const char *key) {
-  return get_at(m, NOW, key);
-}
-
-#define assert_value(m, key, value)  \
-  do {                               \
-    const char *got = get(m, key);   \
-    assert_non_null(got);            \
-    assert_string_equal(got, value); \
-  } while (0)
-
-static int exists(struct backend *m, uint64_t now, const char *key) {
-  return m->ops->exists(m, now, KEY(key), NULL);
-}
-
-static struct backend_item info(struct backend *m, const char *key) {
-  struct backend_item item = {0};
-  m->ops->info(m, NOW, KEY(key), &item, NULL);
-  return item;
-}
-
-static int add(struct backend *m, uint64_t now, const char *key,
-               const char *value) {
-  return m->ops->add(m, now, KEY(key), value, strlen(value), BACKEND_BYTES, 0,
-                     NULL);
-}
-
-static int remove_key(struct backend *m, const char *key) {
-  return m->ops->remove(m, NOW, KEY(key), NULL);
-}
-
-static int clear(struct backend *m, const char *prefix) {
-  return m->ops->clear(m, NOW, prefix, strlen(prefix), NULL, NULL);
-}
-
-static int increment(struct backend *m, const char *key, int64_t delta,
-                     int64_t *sum) {
-  return m->ops->increment(m, NOW, KEY(key), delta, 0, sum, NULL);
-}
-
-static struct backend_stats stats(struct backend *m) {
-  struct backend_stats out;
-  m->ops->stats(m, NOW, &out);
-  return out;
-}
-
-/* Walks every structure and recounts; any broken invariant fails. */
-static void check_store(struct store *store) {
-  size_t entries = 0, bytes = store->bucket_count * sizeof(struct entry *);
-  uint64_t last = 0;
-  for (size_t i = 0; i < store->bucket_count; i++) {
-    for (struct entry *e = store->buckets[i]; e; e = e->next) {
-      assert_true(e->hash >> store->hash_shift == i && e->hash >= last);
-      last = e->hash;
-      entries++;
-    }
-  }
-  assert_int_equal(entries, store->entries);
-  struct entry *e = store->hand;
-  for (size_t i = 0; i < entries; i++, e = e->ring_next) {
-    size_t block = sizeof *e + e->key_len + e->length;
-    assert_ptr_equal(e->ring_next->ring_prev, e);
-    bytes += (block - (sizeof *e - offsetof(struct entry, bytes)) + 8 + 15) &
-             ~(size_t)15;
-  }
-  assert_ptr_equal(e, store->hand);
-  assert_int_equal(bytes, store->bytes);
-  assert_true(store->bytes <= store->max_bytes);
-}
-
-static uint64_t random_next(uint64_t *seed) { /* xorshift64* */
-  *seed ^= *seed >> 12;
-  *seed ^= *seed << 25;
-  *seed ^= *seed >> 27;
-  return *seed * UINT64_C(2685821657736338717) >> 16;
-}
+#include "store_room.h"
 
 /* Single keys */
 
@@ -370,7 +221,7 @@ static void every_call_drops_what_is_past_its_time(void **state) {
   const uint64_t late = NOW + 5;
   size_t used;
   int64_t sum;
-  for (int step = 0; step < 11; step++) {
+  for (int step = 0; step < 10; step++) {
     set_for(m, NOW, "k", "v", 5);
     uint64_t before = stats(m).expired;
     if (step == 0)
@@ -394,8 +245,6 @@ static void every_call_drops_what_is_past_its_time(void **state) {
       assert_int_equal(
           m->ops->get_many(m, late, "", 0, &k, 1, NULL, 0, &used, &item, NULL),
           0);
-    else if (step == 9)
-      assert_int_equal(m->ops->clear(m, late, "", 0, NULL, NULL), 1);
     else
       assert_int_equal(add(m, late, "k", "new"), 1);
     assert_int_equal(stats(m).expired, before + 1);
@@ -410,11 +259,18 @@ static void a_ttl_of_0_never_expires(void **state) {
   assert_int_equal(exists(m, UINT64_MAX, "k"), 1);
 }
 
-static void a_huge_ttl_saturates(void **state) {
+static void a_ttl_of_more_than_a_century_never_expires(void **state) {
   struct backend *m = memory_of(state);
+  const uint64_t most = (UINT64_C(1) << 42) - 1;
   set_for(m, NOW, "k", "v", UINT64_MAX - 10);
-  assert_true(info(m, "k").expires_ms == UINT64_MAX);
+  assert_int_equal(info(m, "k").expires_ms, 0);
   assert_int_equal(exists(m, UINT64_MAX - 1, "k"), 1);
+  set_for(m, NOW, "k", "v", most - NOW + 1);
+  assert_int_equal(info(m, "k").expires_ms, 0);
+  set_for(m, NOW, "k", "v", most - NOW);
+  assert_true(info(m, "k").expires_ms == most);
+  assert_int_equal(exists(m, most - 1, "k"), 1);
+  assert_int_equal(exists(m, most, "k"), 0);
 }
 
 static void expire_sets_and_takes_away_the_time_left(void **state) {
@@ -556,11 +412,11 @@ static void expired_entries_make_room_before_live_ones(void **state) {
     set_for(m, NOW, key, "v", 10);
     get(m, key); /* a set reference bit does not save it */
   }
-  for (int i = 0; stats(m).expired < 200; i++) {
+  for (int i = 0; stats(m).evictions == 0; i++) {
     snprintf(key, sizeof key, "live:%d", i);
     set_for(m, NOW + 10, key, "v", 0);
-    assert_int_equal(stats(m).evictions, 0);
-  }
+  } /* but for those that share their segment with live ones */
+  assert_true(stats(m).expired >= 150);
 }
 
 static void the_bound_holds_with_all_metadata(void **state) {
@@ -590,34 +446,16 @@ static void the_bound_holds_with_all_metadata(void **state) {
       store_resize(room->store, TIGHT / 2 + random_next(&seed) % TIGHT);
     else
       exists(v, now, key);
-    assert_true(room->store->bytes <= room->store->max_bytes);
+    assert_true(room->store->used <= room->store->max_bytes);
     if (i % 500 == 0)
       check_store(room->store);
   }
-  assert_int_equal(stats(m).bytes + stats(other).bytes +
-                       room->store->bucket_count * sizeof(struct entry *),
-                   room->store->bytes);
-  assert_int_equal(stats(m).entries + stats(other).entries,
-                   room->store->entries);
+  sweep_all(room->store, NOW + 1000);
+  struct store_info info;
+  store_info(room->store, &info);
+  assert_int_equal(stats(m).bytes + stats(other).bytes, info.live_bytes);
+  assert_int_equal(stats(m).entries + stats(other).entries, info.entries);
   other->ops->close(other);
-}
-
-static void small_values_after_large_ones_get_their_buckets(void **state) {
-  struct room *room = *state;
-  struct backend *m = room->memory;
-  static char large[8192];
-  char key[32];
-  store_resize(room->store, 4 << 20);
-  for (int i = 0; i < 1000; i++) {
-    snprintf(key, sizeof key, "large:%d", i);
-    m->ops->set(m, NOW, KEY(key), large, sizeof large, 0, 0, NULL);
-  }
-  for (int i = 0; i < 100000; i++) {
-    snprintf(key, sizeof key, "small:%d", i);
-    set(m, key, "v");
-  }
-  assert_true(room->store->bucket_count * 2 > room->store->entries);
-  check_store(room->store);
 }
 
 static void a_value_above_its_share_is_refused_and_changes_nothing(void **s) {
@@ -627,12 +465,12 @@ static void a_value_above_its_share_is_refused_and_changes_nothing(void **s) {
   struct backend_item item;
   store_resize(room->store, TIGHT);
   assert_int_equal(m->ops->set(m, NOW, KEY("k"), value,
-                               TIGHT / STORE_VALUE_SHARE - 128, 0, 0, NULL),
+                               TIGHT / VALUE_SHARE - 128, 0, 0, NULL),
                    1);
   set(m, "k", "old");
   uint64_t version = info(m, "k").version;
   struct backend_stats before = stats(m);
-  for (size_t size = TIGHT / STORE_VALUE_SHARE; size <= ROOMY; size *= 2) {
+  for (size_t size = TIGHT / VALUE_SHARE; size <= ROOMY; size *= 2) {
     assert_int_equal(m->ops->set(m, NOW, KEY("k"), value, size, 0, 5, NULL),
                      BACKEND_ETOOLARGE);
     assert_int_equal(m->ops->add(m, NOW, KEY("new"), value, size, 0, 5, NULL),
@@ -716,7 +554,8 @@ static void set_thousand(struct backend *m) {
   }
 }
 
-static void scan_visits_each_entry_once_within_the_limit(void **state) {
+static void
+scan_visits_each_entry_once_and_hardly_more_than_the_limit(void **state) {
   struct backend *m = memory_of(state), *other = second_view(state);
   set_thousand(m);
   set(m, "x", "v"), set(other, "k1", "v");
@@ -728,9 +567,8 @@ static void scan_visits_each_entry_once_within_the_limit(void **state) {
       int before = seen.calls;
       int n =
           m->ops->scan(m, NOW, "k", 1, &cursor, limit, note_seen, &seen, NULL);
-      assert_true(n >= 0 && (size_t)n <= limit);
+      assert_true(n >= 0 && (size_t)n < limit + PROBES * BUCKET_SLOTS);
       assert_int_equal(seen.calls - before, n);
-      assert_true(cursor == 0 || (size_t)n == limit);
     } while (cursor != 0);
     assert_int_equal(seen.calls, 1000);
     assert_int_equal(seen.bytes, 4000);
@@ -756,22 +594,27 @@ static void scan_misses_nothing_while_the_table_grows(void **state) {
       set(m, key, "v");
     }
     if (extra == 5000)
-      clear(m, "x"), store_resize(((struct room *)*state)->store, 1 << 20);
+      clear(m, "x"), store_resize(((struct room *)*state)->store, 8 << 20);
   } while (cursor != 0);
   for (int i = 0; i < 1000; i++)
     assert_int_equal(seen.times[i], 1);
 }
 
-static void scan_stops_when_told_and_goes_on_from_there(void **state) {
+/* It may show a few again. */
+static void scan_stops_when_told_and_goes_on_without_a_gap(void **state) {
   struct backend *m = memory_of(state);
   struct seen seen = {.stop_at = 300};
   uint64_t cursor = 0;
   set_thousand(m);
   assert_int_equal(
       m->ops->scan(m, NOW, "", 0, &cursor, 500, note_seen, &seen, NULL), 77);
-  assert_int_equal(
-      m->ops->scan(m, NOW, "", 0, &cursor, 999, note_seen, &seen, NULL), 700);
-  assert_true(cursor == 0);
+  assert_int_equal(seen.calls, 300);
+  do
+    m->ops->scan(m, NOW, "", 0, &cursor, 999, note_seen, &seen, NULL);
+  while (cursor != 0);
+  for (int i = 0; i < 1000; i++)
+    assert_true(seen.times[i] >= 1);
+  assert_true(seen.calls < 1000 + PROBES * BUCKET_SLOTS);
 }
 
 static void get_many_packs_the_hits_one_after_the_other(void **state) {
@@ -797,17 +640,17 @@ static void get_many_packs_the_hits_one_after_the_other(void **state) {
       m->ops->get_many(m, NOW, "", 0, NULL, 0, NULL, 0, &used, NULL, NULL), 0);
 }
 
-static void get_many_copies_nothing_into_a_small_buffer(void **state) {
+static void get_many_tells_how_large_the_buffer_must_be(void **state) {
   struct backend *m = memory_of(state);
   struct backend_slice keys[2] = {{"a", 1}, {"b", 1}};
   struct backend_item items[2];
-  char buf[8] = "untouch";
+  char buf[8] = {0};
   size_t used;
   set(m, "a", "1234"), set(m, "b", "1234");
   assert_int_equal(
       m->ops->get_many(m, NOW, "", 0, keys, 2, buf, 7, &used, items, NULL), 2);
   assert_int_equal(used, 8);
-  assert_string_equal(buf, "untouch");
+  assert_int_equal(buf[7], 0);
   assert_null(items[0].owner);
   assert_int_equal(stats(m).hits, 0);
 }
@@ -857,25 +700,30 @@ static void views_share_the_bound_but_not_the_keys(void **state) {
   assert_value(other, "k", "theirs");
   remove_key(m, "k");
   assert_value(other, "k", "theirs");
+  remove_key(other, "k");
   store_resize(room->store, TIGHT);
+  set(other, "unread", "theirs");
   for (int i = 0; i < 5000; i++) {
     snprintf(key, sizeof key, "%d", i);
     set(m, key, "v");
   }
-  assert_null(get(other, "k"));
+  assert_null(get(other, "unread"));
   assert_int_equal(stats(other).evictions, 1);
   assert_int_equal(stats(other).entries, 0);
   assert_int_equal(stats(other).bytes, 0);
   other->ops->close(other);
 }
 
-static void closing_a_view_takes_its_entries_along(void **state) {
+static void what_a_closed_view_had_goes_with_the_sweep(void **state) {
   struct room *room = *state;
   struct backend *other = second_view(state);
   set_thousand(other);
   set(room->memory, "k", "v");
   other->ops->close(other);
-  assert_int_equal(room->store->entries, 1);
+  sweep_all(room->store, NOW);
+  struct store_info info;
+  store_info(room->store, &info);
+  assert_int_equal(info.entries, 1);
   assert_value(room->memory, "k", "v");
   check_store(room->store);
 }
@@ -907,7 +755,7 @@ static void stats_count_each_kind(void **state) {
   assert_int_equal(got.expired, 1);
   assert_int_equal(got.evictions, 0);
   assert_int_equal(got.entries, 2);
-  assert_true(got.bytes > 2 * sizeof(struct entry));
+  assert_true(got.bytes > 2 * ITEM_HEAD);
   assert_int_equal(got.max_bytes, ROOMY);
 }
 
@@ -1282,18 +1130,6 @@ static void many_loads_at_once_keep_apart(void **state) {
   assert_int_equal(((struct room *)*state)->store->lease_count, 0);
 }
 
-/* Failing allocations */
-
-static long allocs_left; /* the one that makes it 0 fails; then or for good */
-static int allocs_stay_failed;
-
-static void *failing_alloc(void *block, size_t size) {
-  allocs_left--;
-  if (allocs_left == 0 || (allocs_left < 0 && allocs_stay_failed))
-    return NULL;
-  return realloc(block, size);
-}
-
 static int sum_up(void *ud, const char *key, size_t key_len,
                   const struct backend_item *item) {
   uint64_t *sum = ud;
@@ -1302,90 +1138,6 @@ static int sum_up(void *ud, const char *key, size_t key_len,
   *sum = *sum * 31 + item->version;
   *sum = *sum * 31 + item->length;
   return 0;
-}
-
-/* One number for all that a view holds. */
-static uint64_t fingerprint(struct backend *m) {
-  struct backend_stats now = stats(m);
-  uint64_t sum = now.sets * 7 + now.misses * 11 + now.bytes, cursor = 0;
-  m->ops->scan(m, NOW, "", 0, &cursor, 100000, sum_up, &sum, NULL);
-  return sum;
-}
-
-static int run_step(struct backend *m, int step, uint64_t *token) {
-  char key[16], value[128] = {0};
-  int64_t sum;
-  snprintf(key, sizeof key, "k%d", step % 37);
-  memset(value, 'v', (size_t)step);
-  switch (step % 6) {
-  case 0:
-  case 1:
-    return set(m, key, value);
-  case 2:
-    return add(m, NOW, key, value);
-  case 3:
-    return m->ops->increment(m, NOW, "n", 1, key, strlen(key), 1, 0, &sum,
-                             NULL);
-  case 4:
-    return lease(m, "loaded", NULL, token);
-  default:
-    return remove_key(m, "loaded"), fill(m, "loaded", *token, value);
-  }
-}
-
-/* Returns how many allocations failed. */
-static int run_script(long fail_at) {
-  struct store *store;
-  struct backend *m = NULL;
-  uint64_t token = 0;
-  int failed = 0;
-  assert_int_equal(store_open(&store, ROOMY), 0);
-  allocs_left = fail_at;
-  store_set_alloc(store, failing_alloc);
-  while (store_view(store, &m) == BACKEND_ENOMEM) {
-    assert_null(m);
-    failed++;
-    allocs_left = 0;
-    if (allocs_stay_failed)
-      return store_close(store), failed;
-  }
-  for (int step = 0; step < 120; step++) {
-    uint64_t before = fingerprint(m);
-    int rc = run_step(m, step, &token);
-    if (rc == BACKEND_ENOMEM) {
-      failed++;
-      assert_true(fingerprint(m) == before);
-    }
-    check_store(store);
-  }
-  m->ops->close(m);
-  store_close(store);
-  return failed + (allocs_left <= 0);
-}
-
-static void a_failed_allocation_changes_and_leaks_nothing(void **state) {
-  (void)state;
-  for (allocs_stay_failed = 0; allocs_stay_failed < 2; allocs_stay_failed++) {
-    long n = 1;
-    while (run_script(n) > 0)
-      n++;
-    assert_true(n > 60); /* the script does allocate */
-  }
-}
-
-static void a_fill_without_memory_still_answers_the_waiters(void **state) {
-  struct room *room = *state;
-  struct backend *m = room->memory;
-  struct noted waiter = fresh_noted(NULL);
-  uint64_t token;
-  lease(m, "k", NULL, &token);
-  lease(m, "k", &waiter, NULL);
-  allocs_left = 1;
-  store_set_alloc(room->store, failing_alloc);
-  assert_int_equal(fill(m, "k", token, "v"), BACKEND_ENOMEM);
-  assert_int_equal(waiter.status, BACKEND_HIT);
-  assert_string_equal(waiter.bytes, "v");
-  assert_int_equal(exists(m, NOW, "k"), 0);
 }
 
 /* Against a model: an array that does the same the simplest way */
@@ -1689,9 +1441,6 @@ static void threads_see_whole_values_and_wake_once(void **state) {
   other->ops->close(other);
 }
 
-#define IN_ROOM(test) \
-  cmocka_unit_test_setup_teardown(test, open_room, close_room)
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       IN_ROOM(gives_back_what_was_set),
@@ -1711,7 +1460,7 @@ int main(void) {
       IN_ROOM(an_entry_lives_to_the_millisecond),
       IN_ROOM(every_call_drops_what_is_past_its_time),
       IN_ROOM(a_ttl_of_0_never_expires),
-      IN_ROOM(a_huge_ttl_saturates),
+      IN_ROOM(a_ttl_of_more_than_a_century_never_expires),
       IN_ROOM(expire_sets_and_takes_away_the_time_left),
       IN_ROOM(touch_keeps_the_ttl_unless_given_one),
       IN_ROOM(increment_counts_from_0_and_gives_the_sum),
@@ -1723,19 +1472,18 @@ int main(void) {
       IN_ROOM(exists_and_info_are_no_use),
       IN_ROOM(expired_entries_make_room_before_live_ones),
       IN_ROOM(the_bound_holds_with_all_metadata),
-      IN_ROOM(small_values_after_large_ones_get_their_buckets),
       IN_ROOM(a_value_above_its_share_is_refused_and_changes_nothing),
       IN_ROOM(resize_evicts_until_the_bound_holds),
       IN_ROOM(clear_with_a_prefix_touches_no_neighbour),
-      IN_ROOM(scan_visits_each_entry_once_within_the_limit),
+      IN_ROOM(scan_visits_each_entry_once_and_hardly_more_than_the_limit),
       IN_ROOM(scan_misses_nothing_while_the_table_grows),
-      IN_ROOM(scan_stops_when_told_and_goes_on_from_there),
+      IN_ROOM(scan_stops_when_told_and_goes_on_without_a_gap),
       IN_ROOM(get_many_packs_the_hits_one_after_the_other),
-      IN_ROOM(get_many_copies_nothing_into_a_small_buffer),
+      IN_ROOM(get_many_tells_how_large_the_buffer_must_be),
       IN_ROOM(set_many_stores_all_and_gives_the_first_error),
       IN_ROOM(remove_many_counts_what_was_there),
       IN_ROOM(views_share_the_bound_but_not_the_keys),
-      IN_ROOM(closing_a_view_takes_its_entries_along),
+      IN_ROOM(what_a_closed_view_had_goes_with_the_sweep),
       cmocka_unit_test(a_view_outlives_store_close),
       IN_ROOM(stats_count_each_kind),
       IN_ROOM(one_caller_gets_the_token_the_others_wait),
@@ -1754,8 +1502,6 @@ int main(void) {
       IN_ROOM(wake_may_free_its_wait),
       IN_ROOM(closing_a_view_wakes_its_waiters),
       IN_ROOM(many_loads_at_once_keep_apart),
-      cmocka_unit_test(a_failed_allocation_changes_and_leaks_nothing),
-      IN_ROOM(a_fill_without_memory_still_answers_the_waiters),
       IN_ROOM(behaves_like_a_plain_array),
       IN_ROOM(threads_see_whole_values_and_wake_once),
   };
