@@ -1,13 +1,20 @@
-/* hit_ratio TRACE...: how many requests miss, in the store and in other
- * policies' simulations with as many entries.
+/* hit_ratio [--sizes] [--zipf KEYS,REQUESTS,EXPONENT] TRACE...: how many
+ * requests miss, in the store and in other policies' simulations.
  *
- * A trace is a text file, one key per line. It is replayed against the store
- * itself: get, and set on a miss, with values of equal size. The byte bound is
- * searched for at which the store keeps 0.1, 1, 10 and 20 % of the distinct
- * keys; the simulations get the number of entries that it then held, on
- * average over the second half, so that bytes cannot be gamed. Cells of fewer
- * than 50 entries are left out.
+ * A trace is a text file, one key per line, or is drawn by Zipf's law. It is
+ * replayed against the store itself: get, and set on a miss.
+ *
+ * With values of equal size the byte bound is searched for at which the store
+ * keeps 0.1, 1, 10 and 20 % of the distinct keys; the simulations get the
+ * number of entries that it then held, on average over the second half, so
+ * that bytes cannot be gamed. Cells of fewer than 50 entries are left out, and
+ * so are those that no bound gives: a store of shards holds some entries in
+ * each, or none at all. --sizes: see sizes.h.
  */
+#include "hit_ratio.h"
+
+#include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,37 +24,23 @@
 
 #include "memory/store.h"
 #include "policies.h"
+#include "sizes.h"
 
 enum {
-  VALUE_SIZE = 100,
   LEAST_ENTRIES = 50,     /* of a cell */
   COUNTED_ENTRIES = 1000, /* of a cell that counts for the mean */
-  SAMPLES = 64,           /* looks at the store's entries */
-  TRIES = 7               /* of the search for the bound */
+  LEAST_BOUND = 4 * 1024,
+  MOST_PER_ENTRY = 64 * 1024, /* of the bound: no more are tried */
+  TRIES = 7                   /* of the search for the bound */
 };
 
 static const double shares[] = {0.001, 0.01, 0.1, 0.2};
 
-struct trace {
-  uint32_t *requests, *next;
-  char (*names)[24]; /* of keys: what the store is asked for */
-  size_t length;
-  uint32_t keys;
-};
-
 /* ---- traces ---- */
 
-static void *checked(void *p) {
-  if (p == NULL) {
-    fputs("hit_ratio: not enough memory\n", stderr);
-    exit(1);
-  }
-  return p;
-}
-
 /* Numbers the key of a line: a table of numbers + 1, by hash, open. */
-static uint32_t number_of(struct trace *t, uint32_t *table, size_t mask,
-                          const char *line, size_t length) {
+static uint32_t key_of(struct trace *t, uint32_t *table, size_t mask,
+                       const char *line, size_t length) {
   size_t at = XXH3_64bits(line, length) & mask;
   for (; table[at] != 0; at = (at + 1) & mask) {
     const char *name = t->names[table[at] - 1];
@@ -58,6 +51,21 @@ static uint32_t number_of(struct trace *t, uint32_t *table, size_t mask,
   t->names[t->keys][length] = '\0';
   table[at] = ++t->keys;
   return t->keys - 1;
+}
+
+/* Where each request's key comes again; keys are those that came. */
+static void look_ahead(struct trace *t) {
+  size_t size = (t->keys ? t->keys : 1) * sizeof(uint32_t);
+  uint32_t *seen = checked(malloc(size));
+  memset(seen, 0xff, size);
+  t->distinct = 0;
+  for (size_t i = t->length; i-- > 0;) {
+    uint32_t *last = &seen[t->requests[i]];
+    t->distinct += *last == UINT32_MAX;
+    t->next[i] = *last != UINT32_MAX ? *last : (uint32_t)t->length;
+    *last = (uint32_t)i;
+  }
+  free(seen);
 }
 
 static size_t count_lines(FILE *file) {
@@ -71,10 +79,8 @@ static size_t count_lines(FILE *file) {
 static void read_trace(struct trace *t, const char *path) {
   FILE *file = fopen(path, "r");
   char line[64];
-  if (file == NULL) {
-    perror(path);
-    exit(1);
-  }
+  if (file == NULL)
+    die("%s cannot be read", path);
   size_t lines = count_lines(file), mask = 1;
   while (mask < 2 * lines)
     mask = mask * 2 + 1;
@@ -86,16 +92,43 @@ static void read_trace(struct trace *t, const char *path) {
     size_t length = strcspn(line, "\r\n");
     if (length == 0 || length >= sizeof *t->names)
       continue;
-    t->requests[t->length++] = number_of(t, table, mask, line, length);
-  }
-  memset(table, 0xff, (t->keys ? t->keys : 1) * sizeof *table);
-  for (size_t i = t->length; i-- > 0;) { /* table: where each key comes next */
-    uint32_t *seen = &table[t->requests[i]];
-    t->next[i] = *seen != UINT32_MAX ? *seen : (uint32_t)t->length;
-    *seen = (uint32_t)i;
+    t->requests[t->length++] = key_of(t, table, mask, line, length);
   }
   free(table);
   fclose(file);
+  look_ahead(t);
+}
+
+/* KEYS,REQUESTS,EXPONENT: drawn from the sums of the ranks' weights. */
+static void draw_trace(struct trace *t, const char *text) {
+  double keys, requests, exponent, sum = 0;
+  uint64_t random = 1;
+  if (sscanf(text, "%lf,%lf,%lf", &keys, &requests, &exponent) != 3 ||
+      keys < 1 || keys > 1e8 || requests < 1 || requests > 4e9)
+    die("not KEYS,REQUESTS,EXPONENT: %s", text);
+  *t = (struct trace){.length = (size_t)requests, .keys = (uint32_t)keys};
+  t->requests = checked(calloc(t->length, 4));
+  t->next = checked(calloc(t->length, 4));
+  t->names = checked(calloc(t->keys, sizeof *t->names));
+  double *sums = checked(calloc(t->keys, sizeof *sums));
+  for (uint32_t i = 0; i < t->keys; i++) {
+    sums[i] = sum += pow(i + 1.0, -exponent);
+    snprintf(t->names[i], sizeof *t->names, "key:%u", i);
+  }
+  for (size_t i = 0; i < t->length; i++) {
+    double at = (double)(draw(&random) >> 11) * 0x1p-53 * sum;
+    uint32_t low = 0, high = t->keys - 1;
+    while (low < high) {
+      uint32_t middle = low + (high - low) / 2;
+      if (sums[middle] > at)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    t->requests[i] = low;
+  }
+  free(sums);
+  look_ahead(t);
 }
 
 static void free_trace(struct trace *t) {
@@ -105,6 +138,8 @@ static void free_trace(struct trace *t) {
 }
 
 /* ---- the store ---- */
+
+enum { SAMPLES = 64 /* looks at the store's entries */ };
 
 struct outcome {
   uint64_t misses;
@@ -124,7 +159,7 @@ static struct outcome replay(const struct trace *t, size_t max_bytes) {
   struct outcome o = {0, 0};
   size_t step = t->length / 2 / SAMPLES + 1, samples = 0;
   if (store_open(&store, max_bytes) < 0 || store_view(store, &view) < 0)
-    checked(NULL);
+    die("the store does not open");
   for (size_t i = 0; i < t->length; i++) {
     const char *name = t->names[t->requests[i]];
     struct backend_item item;
@@ -148,17 +183,25 @@ static struct outcome replay(const struct trace *t, size_t max_bytes) {
   return o;
 }
 
-/* Replays with the bound at which the store holds about that many. */
+static double distance(double a, double b) {
+  return a > b ? a - b : b - a;
+}
+
+/* Replays with the bound at which the store holds about that many. What a store
+ * takes for itself, for each of its shards too, is in the bound: it may have to
+ * be large before there is a single entry. */
 static struct outcome replay_with(const struct trace *t, double entries) {
-  double low = 4 * 1024, high = entries * 1024 + low;
-  struct outcome best = {0, 0};
+  double low = LEAST_BOUND, high = entries * 256 + low;
+  struct outcome best = replay(t, (size_t)high);
+  while (best.entries < entries && high < entries * MOST_PER_ENTRY) {
+    low = high;
+    high *= 2;
+    best = replay(t, (size_t)high);
+  }
   for (int i = 0; i < TRIES; i++) {
     double bound = (low + high) / 2;
     struct outcome o = replay(t, (size_t)bound);
-    if (i == 0 ||
-        (o.entries > entries ? o.entries - entries : entries - o.entries) <
-            (best.entries > entries ? best.entries - entries
-                                    : entries - best.entries))
+    if (distance(o.entries, entries) < distance(best.entries, entries))
       best = o;
     if (o.entries > entries)
       high = bound;
@@ -177,11 +220,13 @@ struct sums {
 
 static void print_cell(const struct trace *t, const char *name, double share,
                        struct sums *sums) {
-  double wanted = share * t->keys;
+  double wanted = share * t->distinct;
   if (wanted < LEAST_ENTRIES)
     return;
   struct outcome o = replay_with(t, wanted);
   uint32_t capacity = (uint32_t)(o.entries + 0.5);
+  if (capacity < LEAST_ENTRIES / 2)
+    return;
   double n = (double)t->length, own = (double)o.misses / n;
   int counts = capacity >= COUNTED_ENTRIES;
   printf("%-20s %5.1f %% %8u  %.4f", name, share * 100, capacity, own);
@@ -198,29 +243,63 @@ static void print_cell(const struct trace *t, const char *name, double share,
   fflush(stdout);
 }
 
-int main(int argc, char **argv) {
-  struct sums sums = {0};
-  if (argc < 2) {
-    fputs("usage: hit_ratio TRACE...\n", stderr);
-    return 2;
-  }
+static void print_equal(const struct trace *t, const char *name,
+                        struct sums *sums) {
+  for (size_t s = 0; s < sizeof shares / sizeof *shares; s++)
+    print_cell(t, name, shares[s], sums);
+}
+
+static void print_means(const struct sums *sums) {
+  if (sums->cells == 0)
+    return;
+  printf("%-20s %16s  %.4f", "mean", "", sums->store / sums->cells);
+  for (int i = 0; policies[i].name != NULL; i++)
+    printf("  %9.4f", sums->others[i] / sums->cells);
+  printf("  (%d cells of %d entries and more)\n", sums->cells, COUNTED_ENTRIES);
+}
+
+static void print_head(void) {
   printf("%-20s %7s %8s  %6s", "misses", "size", "entries", "store");
   for (int i = 0; policies[i].name != NULL; i++)
     printf("  %9s", policies[i].name);
   puts("");
-  for (int i = 1; i < argc; i++) {
-    const char *slash = strrchr(argv[i], '/');
+}
+
+int main(int argc, char **argv) {
+  static const struct option known[] = {
+      {"sizes", 0, NULL, 's'}, {"zipf", 1, NULL, 'z'}, {NULL, 0, NULL, 0}};
+  struct sums sums = {0};
+  const char *zipf = NULL;
+  int sizes = 0;
+  for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+    if (c == 's')
+      sizes = 1;
+    else if (c == 'z')
+      zipf = optarg;
+    else
+      return 2;
+  }
+  if (optind == argc && zipf == NULL)
+    die("usage: hit_ratio [--sizes] [--zipf KEYS,REQUESTS,EXPONENT] TRACE...");
+  if (sizes)
+    sizes_head();
+  else
+    print_head();
+  for (int i = zipf ? optind - 1 : optind; i < argc; i++) {
+    const char *name = i < optind ? "zipf" : argv[i];
+    const char *slash = strrchr(name, '/');
     struct trace t;
-    read_trace(&t, argv[i]);
-    for (size_t s = 0; s < sizeof shares / sizeof *shares; s++)
-      print_cell(&t, slash != NULL ? slash + 1 : argv[i], shares[s], &sums);
+    if (i < optind)
+      draw_trace(&t, zipf);
+    else
+      read_trace(&t, name);
+    name = slash != NULL ? slash + 1 : name;
+    if (sizes)
+      sizes_print(&t, name);
+    else
+      print_equal(&t, name, &sums);
     free_trace(&t);
   }
-  if (sums.cells == 0)
-    return 0;
-  printf("%-20s %16s  %.4f", "mean", "", sums.store / sums.cells);
-  for (int i = 0; policies[i].name != NULL; i++)
-    printf("  %9.4f", sums.others[i] / sums.cells);
-  printf("  (%d cells of %d entries and more)\n", sums.cells, COUNTED_ENTRIES);
+  print_means(&sums);
   return 0;
 }

@@ -6,8 +6,8 @@
 --   rounds=N         how often all is run (5)
 --   only=TEXT        the rows whose name contains it (a Lua pattern)
 --   near=NAME:VALUE,...  the fields of an alias, or settings, that raise the
---                    bounds of near copies so that 100,000 fit; without them
---                    that row is left out
+--                    bounds of near copies so that 100,000 fit
+--                    (near_entries:131072,near_bytes:67108864)
 --   peers=DIR        where the peers are, or are unpacked to and stay. Else
 --                    they are fetched into a folder that goes at the end
 --   trace            no table: what the JIT compiler says of our loops. What
@@ -75,7 +75,8 @@ local STEPS = {
   { "nothing", "nothing gc" },
 }
 
-local seconds, rounds, only, near, peers, trace = 0.5, 5, "", "-", nil, false
+local seconds, rounds, only, peers, trace = 0.5, 5, "", nil, false
+local near = "near=near_entries:131072,near_bytes:67108864"
 for _, word in ipairs(arg) do
   local name, value = word:match "^(%w+)=(.+)$"
   if tonumber(word) then seconds = tonumber(word)

@@ -87,7 +87,10 @@ static struct backend_stats stats_of(void *table) {
 }
 
 static void full(void *table) {
-  store_resize(((struct table *)table)->store, stats_of(table).bytes);
+  struct store *store = ((struct table *)table)->store;
+  struct store_info info;
+  store_info(store, &info);
+  store_resize(store, info.bytes);
 }
 
 static uint64_t evictions(void *table) {

@@ -4,9 +4,10 @@
  * The clock is the bench's own: it is passed to every call. N entries (1e6) are
  * set so that they expire within one second, beside --live others (1e5) that do
  * not; then the clock jumps to the end of that second and goes on as the one on
- * the wall does. Nobody asks for the expired keys. Twice:
+ * the wall does. Nobody asks for the expired keys; between calls the store is
+ * swept in bounded steps, as a host's loop does it. Twice:
  *   roomy  the bound is far away. 15 gets of live keys to a set of one: the
- *          store needs no room, so what comes back comes back by itself. How
+ *          store needs no room, so what comes back comes by the sweep. How
  *          long that takes is when stats.bytes has lost 95 % of what expired.
  *   full   the bound is what the store holds, and the sets bring new keys:
  *          they must find room, and what has expired is the room to take.
@@ -31,7 +32,9 @@ enum {
   LATE_MS = 10,             /* a hit so long after its time is an error */
   ENTRY_BYTES = 256,        /* of the bound for each entry: enough for all */
   SET_EVERY = 16,
-  LOOK_EVERY = 1024 /* calls between two looks at stats.bytes */
+  SWEEP_STEP = 256,  /* entries that a step may look at */
+  LOOK_EVERY = 1024, /* calls between two looks at stats.bytes */
+  BAR_NS = NS_PER_MS /* CPU: no call should take longer, no step either */
 };
 
 static struct {
@@ -41,14 +44,16 @@ static struct {
 /* What is measured about one kind of call. */
 struct calls {
   struct histogram cpu, wall;
+  uint64_t over; /* BAR_NS of CPU */
 };
 
 struct bench {
   struct store *store;
   struct backend *view;
-  uint64_t now;    /* ms: the injected clock */
-  uint64_t random; /* draws the live keys */
-  struct calls gets, sets, reads;
+  uint64_t now;      /* ms: the injected clock */
+  uint64_t random;   /* draws the live keys */
+  uint64_t sweep_at; /* ms: when to sweep again */
+  struct calls gets, sets, reads, steps;
 };
 
 /* Times what stands between begin and end. */
@@ -65,6 +70,7 @@ static struct timing begin_call(void) {
 static void end_call(struct calls *calls, struct timing begin) {
   uint64_t cpu = thread_ns(), wall = wall_ns();
   histogram_add(&calls->cpu, cpu - begin.cpu);
+  calls->over += cpu - begin.cpu > BAR_NS;
   histogram_add(&calls->wall, wall - begin.wall);
 }
 
@@ -97,16 +103,28 @@ static int get(struct bench *b, struct calls *calls, uint64_t id) {
   return rc;
 }
 
-/* The turn of a host's loop. The interface has no call yet by which a host
- * lends the store time to sweep: when it has, it stands here, timed. */
+/* The turn of a host's loop, which lends the store time to sweep: a step, and
+ * the next at the next turn, or in a second when there is no more to do. */
 static void turn(struct bench *b) {
-  (void)b;
+  if (b->now < b->sweep_at)
+    return;
+  struct timing begin = begin_call();
+  int more = store_sweep(b->store, b->now, SWEEP_STEP);
+  end_call(&b->steps, begin);
+  b->sweep_at = more ? b->now : b->now + SECOND_MS;
 }
 
 static struct backend_stats stats_of(struct bench *b) {
   struct backend_stats stats;
   b->view->ops->stats(b->view, b->now, &stats);
   return stats;
+}
+
+/* What the bound is about. */
+static uint64_t bytes_in_use(struct bench *b) {
+  struct store_info info;
+  store_info(b->store, &info);
+  return info.bytes;
 }
 
 /* ---- the run ---- */
@@ -200,12 +218,13 @@ static void run(int full) {
   open_bench(&b);
   uint64_t bytes = fill(&b), all = stats_of(&b).bytes;
   if (full)
-    store_resize(b.store, all);
+    store_resize(b.store, bytes_in_use(&b));
   uint64_t came = go_on(&b, full, all - bytes / 20 * 19);
   struct backend_stats stats = stats_of(&b);
   printf("%s\n", full ? "full: sets of new keys" : "roomy");
   print_calls("get", &b.gets);
   print_calls("set", &b.sets);
+  print_calls("step of the sweep", &b.steps);
   read_expired(&b);
   print_calls("get of an expired key", &b.reads);
   if (!full)
@@ -213,6 +232,9 @@ static void run(int full) {
   printf("  stats.bytes %.1f MB before, %.1f MB after, evictions %llu\n",
          (double)all / 1e6, (double)stats.bytes / 1e6,
          (unsigned long long)stats.evictions);
+  printf("  %llu calls and %llu steps of %d entries took over 1 ms of CPU\n",
+         (unsigned long long)(b.gets.over + b.sets.over + b.reads.over),
+         (unsigned long long)b.steps.over, SWEEP_STEP);
   if (came > 0)
     printf("  95 %% of the expired bytes were back after %s\n", show_ns(came));
   else if (!full)

@@ -8,12 +8,13 @@
  * beforehand, evenly or by Zipf's law (0.99); the sequence is the same for all.
  *
  * An operation is timed in windows of 16 Ki by CLOCK_THREAD_CPUTIME_ID, making
- * the key (2 ns) included; the figures are the tenth percentile of the windows
- * and their mean, and x is the store's p10 / the peer's. The engines take turns
- * of --slice-ms milliseconds, --rounds times, and the first window of a turn is
- * not counted: whatever else the machine does meets all of them. Throughput is
- * that of the clock on the wall; two threads are compared with the turn of one
- * thread right before, and the median of these ratios is printed.
+ * the key (2 ns) included; the figures are the median of the windows and
+ * their tenth percentile, and the x are the store's / the peer's of both. The
+ * engines take turns of --slice-ms milliseconds, --rounds times, and the first
+ * window of a turn is not counted: whatever else the machine does meets all of
+ * them. Throughput is that of the clock on the wall; two threads are compared
+ * with the turn of one thread right before, and the median of these ratios is
+ * printed.
  *
  * Deletes are of distinct keys, set again off the clock. "set new" is made with
  * a table that is full: the store's bound is lowered to what it holds; a peer
@@ -134,7 +135,7 @@ struct table {
 struct outcome {
   struct worker workers[THREADS];
   double mops[ROUNDS_MAX]; /* of a round */
-  double p10, mean;        /* ns */
+  double p10, median;      /* ns */
 };
 
 static void take_turn(struct outcome *o, unsigned threads) {
@@ -184,8 +185,7 @@ static void conclude(struct outcome *o, struct table *t, unsigned threads) {
     free(o->workers[i].windows);
   }
   qsort(all->windows, all->count, sizeof *all->windows, by_size);
-  for (size_t k = 0; k < all->count; k++)
-    o->mean += all->windows[k] / (double)all->count;
+  o->median = all->windows[all->count / 2];
   o->p10 = all->windows[all->count / 10];
   for (unsigned i = 0; i < threads; i++)
     if (o->workers[i].batch.next > t->next)
@@ -284,13 +284,13 @@ static void fill_up(struct table *tables) {
 static void print_times(const char *name,
                         struct outcome outcomes[ENGINES][THREADS],
                         unsigned threads) {
-  double own = outcomes[0][threads - 1].p10;
+  struct outcome *own = &outcomes[0][threads - 1];
   printf("  %-12s %u thr", name, threads);
   for (int e = 0; e < ENGINES; e++) {
     struct outcome *o = &outcomes[e][threads - 1];
-    printf("  %8.1f (%8.1f)", o->p10, o->mean);
+    printf("  %8.1f (%8.1f)", o->median, o->p10);
     if (e > 0)
-      printf(" %5.2fx", own / o->p10);
+      printf(" %5.2fx (%5.2fx)", own->median / o->median, own->p10 / o->p10);
   }
   puts("");
   fflush(stdout);
@@ -306,18 +306,18 @@ static void print_threads(const char *name,
     printf("  %5.2fx: %5.2f M/s", median(ratios, options.rounds),
            median(outcomes[e][1].mops, options.rounds));
     if (e > 0)
-      printf("       ");
+      printf("                ");
   }
   puts("");
   fflush(stdout);
 }
 
 static void print_head(uint64_t entries, const char *how) {
-  printf("%llu entries, %s: CPU ns per operation, p10 (mean), store / peer\n",
+  printf("%llu entries, %s: CPU ns per operation, median (p10), store / peer\n",
          (unsigned long long)entries, how);
   printf("  %-18s", "");
   for (int e = 0; e < ENGINES; e++)
-    printf("  %-19s%s", engines[e]->name, e > 0 ? "       " : "");
+    printf("  %-19s%s", engines[e]->name, e > 0 ? "                " : "");
   puts("");
 }
 

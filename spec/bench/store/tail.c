@@ -16,7 +16,7 @@
  * the quantile is near: on a busy machine it jumps from microseconds to
  * milliseconds, for the private stores as well, and says little then. The gets
  * over 1 ms (2^20 ns) per million are printed, too: what shared has beyond
- * private are waits for others.
+ * private are waits for others. So are the lock waits that the store counts.
  *
  * Every value read is checked in all its bytes, a torn one is a wrong one; a
  * wrong one, a missing key (the bound has room for all) or a failed call ends
@@ -232,6 +232,12 @@ static double ratio(const struct way *a, const struct way *b) {
          (double)histogram_at(&b->gets, 0.9999);
 }
 
+static uint64_t lock_waits(const struct way *way) {
+  struct store_info info;
+  store_info(way->stores[0], &info);
+  return info.lock_waits;
+}
+
 static void run(void) {
   static struct spinlock spinlock;
   static struct way ways[WAYS] = {{.name = "shared"},
@@ -254,6 +260,9 @@ static void run(void) {
     print_way(&ways[w]);
   printf("p99.99: shared / private %.2fx, spinlock / private %.2fx\n",
          ratio(&ways[0], &ways[1]), ratio(&ways[2], &ways[1]));
+  printf("shared: readers waited for a lock %llu times in %llu calls\n",
+         (unsigned long long)lock_waits(&ways[0]),
+         (unsigned long long)ways[0].calls);
   if (options.histogram)
     print_histogram(ways);
   for (int w = 0; w < WAYS; w++)
