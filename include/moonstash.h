@@ -3,7 +3,8 @@
  * A runtime is one event loop, one LuaJIT state and its caches. It belongs to
  * the thread that opened it: unless a function says otherwise, call it from
  * there only. A process may have any number of runtimes; they share nothing
- * but a clock (and the thread that keeps it, see MOONSTASH_NO_THREAD).
+ * but a clock (and the thread that keeps it, see MOONSTASH_NO_THREAD), unless
+ * they are opened to share their caches (moonstash_options.share).
  *
  *   moonstash *m;
  *   if (moonstash_open(&m, NULL) == 0) {
@@ -96,10 +97,29 @@ typedef struct moonstash_options {
   void (*error_fn)(void *ud, const char *task, const char *trace);
 
   void *ud; /* passed to both */
+
+  /* Another open runtime whose memory caches this one shares: aliases of the
+   * same name have the same entries, within the same bound, and a load is one
+   * for all (also of a key on Redis): whoever asks meanwhile waits for it, on
+   * whatever thread. NULL: caches of its own.
+   *
+   * That runtime may be running on another thread, but must not be closed
+   * before this call has returned. After that any of those that share may be
+   * closed first; who waits for a load of its then loads by itself. A runtime
+   * that has a load under way must be run, polled or closed, or others wait
+   * for it; runtimes on one thread do not wait for each other's loads.
+   *
+   * The bound is the setting of the runtime whose caches they were at first.
+   * Errors reach other runtimes as {code, message} or as text, values of the
+   * serializer "none" not at all. What one configures (cache.configure_caches)
+   * holds for itself, but for memory_max_bytes and an alias's max_bytes;
+   * cache.testing.advance moves the clock of one. A class has to be registered
+   * in each. */
+  moonstash *share;
 } moonstash_options;
 
 #define MOONSTASH_OPTIONS_INIT \
-  { sizeof(moonstash_options), 0, 0, 0, 0 }
+  { sizeof(moonstash_options), 0, 0, 0, 0, 0 }
 
 /* The library's version: MOONSTASH_VERSION as it was built. Any thread. */
 MOONSTASH_API const char *moonstash_version(void);
@@ -158,7 +178,9 @@ MOONSTASH_API int moonstash_run(moonstash *m);
 MOONSTASH_API int moonstash_poll(moonstash *m, uint64_t budget_us);
 
 /* For C functions of the host: the Lua state's main thread, and the libuv
- * loop; NULL for NULL. Both live until moonstash_close.
+ * loop; NULL for NULL. Both live until moonstash_close. Once a script has
+ * required "cache", the loop has a timer, about once a second: what has expired
+ * is freed then. It does not keep the loop alive.
  *
  * Register functions before scripts run. Outside a function that Lua has
  * called, call Lua with lua_pcall only: an error that nothing catches ends the

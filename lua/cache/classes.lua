@@ -1,5 +1,6 @@
 -- Metatables that may be cached: those of registered classes, and that of
 -- cache.array{}.
+local backend = require "moonstash.backend"
 local raise = require "cache.raise"
 
 local ipairs, setmetatable, type, unpack = ipairs, setmetatable, type, unpack
@@ -20,8 +21,12 @@ end
 
 classes.by_name, classes.by_mt = {}, { [classes.array_mt] = true }
 
--- string.buffer writes a metatable as its place in this list: it only grows.
+-- string.buffer writes a metatable as its place in this list: it only grows. The
+-- places are given by name, the same in all states that share a store. What has
+-- none yet, or is not registered here, is a table of no known class.
+local PLACES = 64
 local list = { classes.array_mt }
+for i = 2, PLACES do list[i] = {} end
 
 --- Options of the buffers that encode and decode.
 classes.buffer_options = { metatable = list }
@@ -42,9 +47,11 @@ function classes.register(name, mt)
   if classes.by_name[name] == mt then return end
   if classes.by_name[name] then raise("register_class: the name '%s' is taken", name) end
   if classes.by_mt[mt] then raise("register_class: this metatable is registered already") end
+  local place = backend.class(name)
   classes.by_name[name], classes.by_mt[mt] = mt, name
   list = { unpack(list) }
-  list[#list + 1] = mt
+  for i = #list + 1, place do list[i] = {} end
+  list[place] = mt
   classes.buffer_options = { metatable = list }
   for _, follow in ipairs(classes.followers) do follow(classes.buffer_options) end
 end

@@ -4,6 +4,7 @@
 -- the operation's results: that of get is the value or the default, an error
 -- or nil, and whether it was a hit. A wrapper's look-up is a get, too (its ret
 -- is the first result), and what it stores is a set (its ret: was it stored?).
+-- on_evict is told later of what has left the memory, see evict.lua.
 local core = require "moonstash.task"
 local host = require "moonstash.host"
 local errors = require "moonstash.error"
@@ -19,6 +20,7 @@ for op in ([[get set add delete exists increment expire ttl multi_get multi_set 
   info touch raw]]):gmatch "%S+" do
   OPERATIONS["pre_" .. op], OPERATIONS["post_" .. op] = true, true
 end
+local EVICT = "on_evict"
 
 --- Checks a list of plugins; raises on what is no hook.
 function hooks.check(plugins, what)
@@ -36,7 +38,7 @@ function hooks.check(plugins, what)
       if type(name) == "string" and name:find "^p[reost]+_" and not OPERATIONS[name] then
         raise("%s: plugins[%d]: there is no hook '%s'", what, i, name)
       end
-      if OPERATIONS[name] and type(hook) ~= "function" then
+      if (OPERATIONS[name] or name == EVICT) and type(hook) ~= "function" then
         raise("%s: plugins[%d].%s must be a function, not %s", what, i, name, type(hook))
       end
     end
@@ -64,6 +66,19 @@ end
 function hooks.run(plugins, op, client, key, opts, body, ...)
   for _, plugin in ipairs(plugins) do call("pre_" .. op, plugin, client, key, opts) end
   return after(plugins, op, client, key, opts, now(), body(...))
+end
+
+--- Does one of the plugins (a list or nil) have an on_evict?
+function hooks.watch(plugins)
+  for _, plugin in ipairs(plugins or {}) do
+    if plugin[EVICT] then return true end
+  end
+  return false
+end
+
+--- Tells the plugins (a list or nil) of a value that has left.
+function hooks.evicted(plugins, client, key, reason)
+  for _, plugin in ipairs(plugins or {}) do call(EVICT, plugin, client, key, reason) end
 end
 
 -- ---- the two plugins that come with the cache ---------------------------------

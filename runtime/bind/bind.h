@@ -52,19 +52,23 @@ struct bind_host {
 
 struct cache_bind; /* bind/cache.c's own */
 struct redis_bind; /* bind/redis.c's own */
+struct pool;       /* bind/pool.h */
 
 struct bind {
   lua_State *L;
   struct sched sched;
   struct bind_host host;
+  struct pool *pool;        /* what its caches share; one reference */
   struct cache_bind *cache; /* NULL until the cache is first used */
   struct redis_bind *redis; /* NULL until Redis is first asked for */
   unsigned flags;
 };
 
-/* Makes the state on a loop. 0, or a negative errno with a line logged. */
+/* Makes the state on a loop; its caches are those of `share`, which may run on
+ * another thread, unless that is NULL. 0, or a negative errno with a line
+ * logged. */
 int bind_open(struct bind *b, uv_loop_t *loop, const struct bind_host *host,
-              unsigned flags);
+              unsigned flags, const struct bind *share);
 /* Ends the tasks (at most drain_ms), begins to close the handles. */
 void bind_drain(struct bind *b, unsigned drain_ms);
 /* Frees the state; the loop must have closed the scheduler's handles. */
@@ -109,6 +113,8 @@ int bind_open_msgpack(lua_State *L);
 int bind_open_binary(lua_State *L);
 /* Adds functions to the table on top of L, with b as their upvalue. */
 void bind_add_functions(lua_State *L, struct bind *b, const luaL_Reg *f);
+/* Begins to close the cache's handles: the loop runs until they are gone. */
+void bind_stop_cache(struct bind *b);
 /* Frees the cache's stores; views must not be used any more. */
 void bind_close_cache(struct bind *b);
 

@@ -83,7 +83,9 @@ static int l_info(lua_State *L) {
   struct backend_item item;
   if (call.view->ops->info(CALL_KEY, &item, NULL) != BACKEND_HIT)
     return 0;
-  lua_pushnumber(L, (double)(call.now - item.created_ms));
+  uint64_t age_ms = /* stamps may run ahead of the clock */
+      call.now > item.created_ms ? call.now - item.created_ms : 0;
+  lua_pushnumber(L, (double)age_ms);
   if (item.expires_ms != 0)
     lua_pushnumber(L, (double)(item.expires_ms - call.now));
   else

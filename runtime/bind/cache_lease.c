@@ -5,10 +5,11 @@
  * stored); what none of them has ended, because its task was dropped, the
  * collector ends. Whoever waits for a load holds its owner's interrupts back
  * (held): a cancelled caller goes on loading while others wait for the value.
+ * Loads of other runtimes: cache_abroad.c.
  * Between queueing a waiter and its yield no Lua code runs: a finalizer might
  * end the very load.
  */
-#include "bind/cache_internal.h"
+#include "bind/cache_load.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -18,16 +19,6 @@ enum { COLLECT_TRIES = 100 }; /* each ends with a finalizer's error */
 
 #define LOAD_MT "moonstash.load"
 
-/* A load in progress: the token of a lease. */
-struct load {
-  struct cache_bind *cache;
-  struct backend *view;
-  uint64_t token; /* 0 before the lease, and once it has ended */
-  int refresh;    /* asks with refresh instead of lease */
-  size_t key_len;
-  char key[]; /* namespace and key, joined */
-};
-
 /* What a load came to, shared by those who waited for it. */
 struct outcome {
   uint32_t waiters; /* that have not taken it yet */
@@ -36,15 +27,9 @@ struct outcome {
   int value, trace; /* references: the Lua value; WAIT_FAILED: its stack */
 };
 
-/* A task that waits for another one's load. */
-struct waiter {
-  struct backend_wait wait; /* wait.owner: this task, or NULL outside tasks */
-  struct cache_bind *cache;
-  struct backend *view;
-  struct task *loader;     /* whose interrupts this waiter holds back */
-  struct waiter *next;     /* in cache->woken */
-  struct outcome *outcome; /* NULL: none, ask again */
-};
+/* The runtime that ends a load just now, on this thread: its own waiters are
+ * woken here, those of others are told by way of their inbox. */
+static _Thread_local struct cache_bind *ending;
 
 static void release_loader(struct waiter *w) {
   if (w->loader != NULL) {
@@ -100,17 +85,18 @@ static int push_outcome(lua_State *L, struct task *t, void *arg) {
 }
 
 /* The backend's call, inside the end of a load. The value is not copied:
- * share() gives the Lua value that it is made of to all who were woken. */
+ * share() gives the Lua value that it is made of to all who were woken here. */
 static void on_wake(struct backend_wait *wait, int status, const void *bytes,
                     const struct backend_item *item) {
   struct waiter *w = (struct waiter *)wait;
-  (void)status;
-  (void)bytes;
-  (void)item;
+  if (w->cache != ending) {
+    abroad_arrive(w, status, bytes, item);
+    return;
+  }
   release_loader(w);
   w->next = w->cache->woken;
   w->cache->woken = w;
-  task_complete(wait->owner, push_outcome, w);
+  task_complete(w->task, push_outcome, w);
 }
 
 /* The stack that the running task has caught this error with, as a reference;
@@ -175,7 +161,8 @@ static struct load *push_load(lua_State *L, struct cache_bind *c,
   const char *ns = luaL_checklstring(L, 2, &ns_len);
   const char *key = luaL_checklstring(L, 3, &key_len);
   struct load *load = lua_newuserdata(L, sizeof *load + ns_len + key_len);
-  *load = (struct load){.cache = c, .view = view, .key_len = ns_len + key_len};
+  *load = (struct load){
+      .cache = c, .view = view, .owner = owner, .key_len = ns_len + key_len};
   memcpy(load->key, ns, ns_len);
   memcpy(load->key + ns_len, key, key_len);
   luaL_getmetatable(L, LOAD_MT);
@@ -198,15 +185,14 @@ static int l_collect_loads(lua_State *L) {
   task_push_record(L, -1, t);
   lua_pushnil(L);
   lua_setfield(L, -2, "collects");
-  if (t->held > 0)
+  if (task_held(t))
     lua_gc(L, LUA_GCCOLLECT, 0);
   return 0;
 }
 
-/* Gives w's loader that function, once. */
-static int guard_loader(lua_State *L) {
-  struct waiter *w = lua_touserdata(L, 1);
-  struct task *loader = w->loader;
+int lease_guard(lua_State *L) {
+  struct task *loader = lua_touserdata(L, 1);
+  struct sched *s = loader->sched;
   task_push_handle(L, loader);
   task_push_record(L, 2, loader);
   lua_getfield(L, 3, "collects");
@@ -218,7 +204,7 @@ static int guard_loader(lua_State *L) {
     lua_pushvalue(L, -1);
     lua_setfield(L, 3, "defers");
   }
-  lua_pushlightuserdata(L, w->cache->bind);
+  lua_pushlightuserdata(L, (char *)s - offsetof(struct bind, sched));
   lua_pushcclosure(L, l_collect_loads, 1);
   lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
   loader->flags |= TASK_DEFERS;
@@ -227,7 +213,7 @@ static int guard_loader(lua_State *L) {
   return 0;
 }
 
-static int collect_all(lua_State *L) {
+int lease_collect(lua_State *L) {
   lua_gc(L, LUA_GCCOLLECT, 0);
   return 0;
 }
@@ -239,11 +225,9 @@ static int collect_all(lua_State *L) {
  * finalizer ends the collection early, hence more than one. */
 static void prepare_loader(lua_State *L, struct waiter *w, struct task *t) {
   w->view->ops->unwait(w->view, &w->wait);
-  w->loader = t;
-  lua_CFunction prepare = t->state == TASK_DONE ? collect_all : guard_loader;
-  for (int i = 0; i < COLLECT_TRIES && lua_cpcall(L, prepare, w) != 0; i++)
+  lua_CFunction prepare = t->state == TASK_DONE ? lease_collect : lease_guard;
+  for (int i = 0; i < COLLECT_TRIES && lua_cpcall(L, prepare, t) != 0; i++)
     lua_pop(L, 1); /* a finalizer's error, or out of memory: without, then */
-  w->loader = NULL;
 }
 
 static int is_below(const struct task *t, const struct task *top) {
@@ -252,9 +236,9 @@ static int is_below(const struct task *t, const struct task *top) {
   return t != NULL;
 }
 
-/* Does the loader need `me` to go on? Whoever waits for the end of a task waits
- * for all below it, too, which the chain of waits alone does not tell. */
-static int needs(const struct task *loader, const struct task *me) {
+/* Whoever waits for the end of a task waits for all below it, too, which the
+ * chain of waits alone does not tell. */
+int lease_needs(const struct task *loader, const struct task *me) {
   for (const struct task *t = loader; t != NULL && t->state == TASK_WAITING;) {
     int joins = t->forget != forget_lease;
     t = t->waits_for;
@@ -266,8 +250,7 @@ static int needs(const struct task *loader, const struct task *me) {
 
 /* Takes a queued waiter back; lease returns LEASE_DIRECT. */
 static int go_direct(lua_State *L, struct waiter *w) {
-  w->view->ops->unwait(w->view, &w->wait);
-  free(w);
+  abroad_take_back(w);
   lua_pushinteger(L, LEASE_DIRECT);
   return 1;
 }
@@ -275,21 +258,24 @@ static int go_direct(lua_State *L, struct waiter *w) {
 /* May w's task wait for that one's load: here, and without a deadlock? */
 static int can_wait(lua_State *L, const struct waiter *w,
                     const struct task *loader) {
-  const struct task *t = w->wait.owner;
+  const struct task *t = w->task;
   return t != NULL && t->state == TASK_RUNNING && lua_isyieldable(L) &&
-         !needs(loader, t);
+         !lease_needs(loader, t);
 }
 
-/* Waits for the load of that task. w is queued: nothing here may run Lua code
- * before the wait. */
-static int wait_for_load(lua_State *L, struct waiter *w, struct task *loader) {
-  struct task *t = w->wait.owner;
-  if (!can_wait(L, w, loader))
+/* Waits for the load of that task, or of `far` in another runtime. w is queued:
+ * nothing here may run Lua code before the wait. */
+static int wait_for_load(lua_State *L, struct waiter *w, struct task *loader,
+                         const void *far) {
+  struct task *t = w->task;
+  if (!can_wait(L, w, loader) || (far != NULL && !abroad_may_wait(w, far)))
     return go_direct(L, w);
   if (!task_may_wait(L, &w->cache->bind->sched, "cached", &t)) {
-    go_direct(L, w);
+    abroad_take_back(w);
     return task_raise(L, t);
   }
+  if (far != NULL)
+    return abroad_wait(L, w, far);
   w->loader = loader;
   if (loader != NULL)
     loader->held++;
@@ -301,7 +287,8 @@ static struct waiter *new_waiter(struct cache_bind *c, struct backend *view) {
   struct waiter *w = calloc(1, sizeof *w);
   if (w != NULL) {
     w->wait.wake = on_wake;
-    w->wait.owner = c->bind->sched.current;
+    w->task = c->bind->sched.current;
+    w->wait.owner = owner_of(c, w->task);
     w->cache = c;
     w->view = view;
   }
@@ -323,8 +310,43 @@ static int ask(struct load *load, struct waiter *w, struct buffer *b,
   } while (status == BACKEND_HIT && item->length > b->cap &&
            (status = cache_resize_buffer(b, item->length)) == 0);
   if (status == BACKEND_TOKEN || status == BACKEND_WAIT)
-    c->leases[cache_view_index(c, load->view)]++;
+    c->shared[cache_view_index(c, load->view)]->asks++;
   return status;
+}
+
+static int is_far(const struct cache_bind *c, const struct backend_item *item) {
+  return owner_number(item->owner) != c->member.number;
+}
+
+/* The task of this runtime that holds the load; NULL when there is none. */
+static struct task *near_loader(const struct cache_bind *c, int status,
+                                const struct backend_item *item) {
+  return status == BACKEND_WAIT && !is_far(c, item) ? owner_task(item->owner)
+                                                    : NULL;
+}
+
+static void begin_load(struct load *load, uint64_t token) {
+  struct cache_bind *c = load->cache;
+  load->token = token;
+  load->next = c->loads;
+  if (load->next != NULL)
+    load->next->prev = load;
+  c->loads = load;
+  if (load->owner != NULL)
+    load->owner->loads++;
+}
+
+/* Takes the token from the load. */
+static uint64_t end_load(struct load *load) {
+  uint64_t token = load->token;
+  load->token = 0;
+  *(load->prev != NULL ? &load->prev->next : &load->cache->loads) = load->next;
+  if (load->next != NULL)
+    load->next->prev = load->prev;
+  if (load->owner != NULL)
+    load->owner->loads--;
+  load->cache->woken = NULL;
+  return token;
 }
 
 /* lease(view, ns, key[, mode]) -> LEASE_ or WAIT_ state, and what belongs to
@@ -341,7 +363,7 @@ static int l_lease(lua_State *L) {
   struct buffer *b = cache_take_buffer(c);
   struct backend_item item;
   int status = w != NULL && b != NULL ? ask(load, w, b, &item) : BACKEND_ENOMEM;
-  struct task *loader = status == BACKEND_WAIT ? item.owner : NULL;
+  struct task *loader = near_loader(c, status, &item);
   if (loader != NULL && loader->held == 0 && can_wait(L, w, loader)) {
     prepare_loader(L, w, loader);
     status = ask(load, w, b, &item);
@@ -349,16 +371,16 @@ static int l_lease(lua_State *L) {
   if (b != NULL && status != BACKEND_HIT)
     cache_release_buffer(b);
   if (status == BACKEND_WAIT && *mode == 't') {
-    view->ops->unwait(view, &w->wait);
-    free(w);
+    abroad_take_back(w);
     lua_pushinteger(L, LEASE_BUSY);
     return 1;
   }
   if (status == BACKEND_WAIT)
-    return wait_for_load(L, w, item.owner);
+    return wait_for_load(L, w, near_loader(c, status, &item),
+                         is_far(c, &item) ? item.owner : NULL);
   free(w);
   if (status == BACKEND_TOKEN) {
-    load->token = item.token;
+    begin_load(load, item.token);
     lua_pushinteger(L, LEASE_TOKEN);
     lua_insert(L, -2);
     return 2;
@@ -391,12 +413,12 @@ static int l_fill(lua_State *L) {
   union cache_scratch scratch;
   size_t length;
   const void *bytes = cache_value_bytes(L, 2, format, &scratch, &length);
-  uint64_t token = load->token;
-  load->token = 0;
-  c->woken = NULL;
+  uint64_t token = end_load(load);
+  ending = c;
   int status = load->view->ops->fill(load->view, cache_now(c), "", 0, load->key,
                                      load->key_len, token, bytes, length,
                                      format, ttl_ms);
+  ending = NULL;
   if (lua_isnoneornil(L, 5))
     share(L, c, WAIT_OK, 2, format);
   else
@@ -405,13 +427,14 @@ static int l_fill(lua_State *L) {
   return 1;
 }
 
-/* Ends a load without a value. */
-static void abandon(struct load *load) {
-  uint64_t token = load->token;
-  load->token = 0;
-  load->cache->woken = NULL;
+/* Ends a load without a value. message: for those abroad; NULL: they ask again.
+ */
+static void abandon(struct load *load, const char *message, size_t length) {
+  uint64_t token = end_load(load);
+  ending = load->cache;
   load->view->ops->abandon(load->view, cache_now(load->cache), "", 0, load->key,
-                           load->key_len, token, NULL, 0);
+                           load->key_len, token, message, length);
+  ending = NULL;
 }
 
 /* Is the error at index the running task's own end? */
@@ -440,18 +463,25 @@ static int l_fail(lua_State *L) {
   struct cache_bind *c = load->cache;
   lua_settop(L, 2);
   int own = is_interrupt(L, c->bind->sched.current, 2);
-  abandon(load);
+  size_t length = 0;
+  const char *message = NULL;
+  if (!own && load_waiters(load) > 0)
+    message = abroad_error(L, c, 2, &length);
+  abandon(load, message, length);
   if (!own)
     share(L, c, WAIT_FAILED, 2, 0);
   return 0;
 }
 
-/* give(load, value): waiters get LEASE_GIVEN and the value; nothing is stored.
- */
+/* give(load, value[, results]): waiters get LEASE_GIVEN and the value; nothing
+ * is stored. Those abroad get encoded results, the value or the other. */
 static int l_give(lua_State *L) {
   struct load *load = check_load(L);
-  lua_settop(L, 2);
-  abandon(load);
+  lua_settop(L, 3);
+  size_t length = 0;
+  const char *results = abroad_results(
+      L, load->cache, lua_type(L, 2) == LUA_TSTRING ? 2 : 3, &length);
+  abandon(load, results, length);
   share(L, load->cache, LEASE_GIVEN, 2, 0);
   return 0;
 }
@@ -459,9 +489,7 @@ static int l_give(lua_State *L) {
 /* waiters(load) -> how many wait for it */
 static int l_waiters(lua_State *L) {
   struct load *load = check_load(L);
-  lua_pushinteger(
-      L, load->view->ops->waiters(load->view, cache_now(load->cache), "", 0,
-                                  load->key, load->key_len, load->token));
+  lua_pushinteger(L, load_waiters(load));
   return 1;
 }
 
@@ -477,7 +505,7 @@ static int l_valid(lua_State *L) {
 static int l_load_gc(lua_State *L) {
   struct load *load = luaL_checkudata(L, 1, LOAD_MT);
   if (load->token != 0)
-    abandon(load);
+    abandon(load, NULL, 0);
   return 0;
 }
 

@@ -203,13 +203,30 @@ static void run_slice(struct sched *s, lua_State *L, struct task *t) {
         s, L, t, lua_isstring(co, -1) ? lua_tostring(co, -1) : "task failed");
 }
 
+static int has_news(const struct sched *s) {
+  return s->news.pending != NULL && s->news.pending(s->news.ud);
+}
+
+static int start_news(lua_State *L) {
+  struct sched *s = lua_touserdata(L, 1);
+  s->news.start(L, s->news.ud);
+  return 0;
+}
+
+static void begin_news(struct sched *s, lua_State *L) {
+  if (has_news(s))
+    sched_guarded(L, s, start_news, s, NULL);
+}
+
 static void run_ready(struct sched *s, lua_State *L) {
   uint64_t quota = (uint64_t)s->ready + PUMP_BATCH;
   struct task *t;
+  begin_news(s, L);
   while (quota-- > 0 && (t = ready_pop(s)) != NULL) {
     run_slice(s, L, t);
     if (s->budget_ns != 0 && uv_hrtime() >= s->budget_ns)
       return;
+    begin_news(s, L);
   }
 }
 
@@ -307,7 +324,7 @@ static void on_check(uv_check_t *handle) {
   struct sched *s = handle->data;
   s->turn_ns = uv_hrtime();
   clock_update();
-  if (s->ready > 0 || s->signal != 0 || s->deadlines.count > 0)
+  if (s->ready > 0 || s->signal != 0 || s->deadlines.count > 0 || has_news(s))
     pump(s);
 }
 
@@ -384,7 +401,8 @@ void sched_close(struct sched *s) {
 /* Nothing is ready, due or pending: no event will ever come. */
 static int is_stuck(const struct sched *s) {
   return s->ready == 0 && s->deadlines.count == 0 &&
-         (s->signal == 0 || s->draining) && !uv_loop_alive(s->loop);
+         (s->signal == 0 || s->draining) && !uv_loop_alive(s->loop) &&
+         !has_news(s);
 }
 
 #define STUCK \
@@ -480,14 +498,18 @@ static int drain_protected(lua_State *L) {
 }
 
 int sched_drain(struct sched *s, unsigned drain_ms) {
+  if (s->alive == 0 && !has_news(s))
+    return 0;
   uint64_t until = s->drain_ns = uv_hrtime() + (uint64_t)drain_ms * NS_PER_MS;
   if (lua_cpcall(s->L, drain_protected, s) != 0)
     lua_pop(s->L, 1);
-  while (s->alive > 0 && !s->pump_error && uv_hrtime() < until) {
+  while ((s->alive > 0 || has_news(s)) && !s->pump_error &&
+         uv_hrtime() < until) {
     if (is_stuck(s))
       break;
     uv_ref((uv_handle_t *)&s->check);
-    uv_run(s->loop, s->ready > 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
+    int now = s->ready > 0 || has_news(s);
+    uv_run(s->loop, now ? UV_RUN_NOWAIT : UV_RUN_ONCE);
     uv_unref((uv_handle_t *)&s->check);
   }
   s->drain_ns = 0;

@@ -87,7 +87,8 @@ struct task {
   uint32_t slot;         /* index of its anchor and coroutine */
   uint32_t nargs;        /* values on co for the next resume */
   uint32_t shield;       /* depth of shields; interrupts wait while > 0 */
-  uint32_t held;         /* waiters on loads that this task runs */
+  uint32_t held;         /* waiters of this runtime on loads it runs */
+  uint32_t loads;        /* how many it runs */
   uint32_t raised;       /* interrupts raised since the drain began */
   uint16_t flags;        /* TASK_ bits */
   uint8_t state;         /* enum task_state */
@@ -100,6 +101,15 @@ struct sched_hooks {
   /* A task nobody joins failed and has no parent to fail: main, detached.
    * trace: message and stack; NULL for a nil error object. */
   void (*uncaught)(void *ud, const struct task *t, const char *trace);
+  void *ud;
+};
+
+/* Do other runtimes wait for a load that t runs? */
+typedef int sched_held_fn(void *ud, const struct task *t);
+/* Work that comes from elsewhere than tasks and the loop's handles. */
+struct sched_news {
+  int (*pending)(void *ud);              /* is a task to be started for it? */
+  void (*start)(lua_State *L, void *ud); /* starts that; may raise */
   void *ud;
 };
 
@@ -119,8 +129,11 @@ struct sched {
   uv_timer_t timer;     /* wakes poll for the first deadline; does no more */
   uv_async_t async;     /* wakes poll from signal handlers and threads */
   struct sched_hooks hooks;
-  struct task root;     /* parent of main and detached tasks; never runs */
-  struct task *current; /* whose slice runs; NULL between slices */
+  sched_held_fn *held_abroad; /* the cache's; NULL while there is none */
+  void *held_ud;
+  struct sched_news news; /* pending NULL: there never is any */
+  struct task root;       /* parent of main and detached tasks; never runs */
+  struct task *current;   /* whose slice runs; NULL between slices */
   struct task *ready_first, **ready_end;
   struct deadlines deadlines;
   struct slot *slots;
@@ -169,7 +182,8 @@ int sched_run(struct sched *s);
 void sched_poll(struct sched *s, uint64_t budget_us);
 /* Cancels every task, with this reason. They end in the turns that follow. */
 void sched_cancel_all(lua_State *L, struct sched *s, const char *reason);
-/* Cancels every task and runs the loop until they have ended, at most drain_ms.
+/* Cancels every task and runs the loop until they have ended, and those that
+ * are started for news meanwhile, at most drain_ms.
  * Returns how many have not. */
 int sched_drain(struct sched *s, unsigned drain_ms);
 /* Signal- and thread-safe: cancels the main tasks in the loop's next turn. */
@@ -221,7 +235,9 @@ void task_interrupts_due(lua_State *L, struct task *t);
 /* Would `t` wait for itself if it waited for `on`? Walks the waits-for chain.
  */
 int task_would_deadlock(const struct task *t, const struct task *on);
-/* Do others wait for a load that the task, or one below it, runs? */
+/* Do others, here or in another runtime, wait for a load that t runs? */
+int task_held(const struct task *t);
+/* The same for the task or one below it. */
 int task_is_held(struct task *top);
 int task_set_limit(struct task *t, double seconds);
 void task_push_handle(lua_State *L, const struct task *t);

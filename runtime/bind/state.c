@@ -7,8 +7,11 @@
 #include <string.h>
 
 #include "bind/bind.h"
+#include "bind/pool.h"
 #include "bind/redis.h"
 #include "bind/trace.h"
+
+enum { MAX_BYTES = 64 << 20 }; /* the store's bound without a setting */
 
 #ifdef MOONSTASH_LUA_MALLOC
 /* Sanitizers and valgrind see Lua's memory only when malloc gives it. */
@@ -90,13 +93,23 @@ static int open_protected(lua_State *L) {
   return 0;
 }
 
+static size_t max_bytes_setting(struct bind *b) {
+  struct bind_setting setting;
+  for (int i = 0; b->host.setting(b->host.ud, i, &setting); i++)
+    if (strcmp(setting.name, "memory_max_bytes") == 0)
+      return (size_t)setting.number;
+  return MAX_BYTES;
+}
+
 int bind_open(struct bind *b, uv_loop_t *loop, const struct bind_host *host,
-              unsigned flags) {
+              unsigned flags, const struct bind *share) {
   memset(b, 0, sizeof *b);
   b->host = *host;
   b->flags = flags;
   b->sched.loop = loop;
-  b->L = new_state();
+  b->pool =
+      share != NULL ? pool_share(share->pool) : pool_open(max_bytes_setting(b));
+  b->L = b->pool != NULL ? new_state() : NULL;
   if (b->L == NULL)
     return -ENOMEM;
   if (lua_cpcall(b->L, open_protected, b) != 0) {
@@ -117,7 +130,7 @@ static void drain_redis(struct bind *b, uint64_t until_ns) {
 
 void bind_drain(struct bind *b, unsigned drain_ms) {
   uint64_t until_ns = uv_hrtime() + (uint64_t)drain_ms * 1000000;
-  int left = b->sched.alive > 0 ? sched_drain(&b->sched, drain_ms) : 0;
+  int left = sched_drain(&b->sched, drain_ms);
   drain_redis(b, until_ns);
   if (left == 0 || b->sched.told_left)
     return;
@@ -133,6 +146,9 @@ void bind_close(struct bind *b) {
     lua_close(b->L);
   bind_close_cache(b);
   bind_redis_free(b);
+  if (b->pool != NULL)
+    pool_close(b->pool);
+  b->pool = NULL;
   b->L = NULL;
 }
 

@@ -187,7 +187,7 @@ static int l_join(lua_State *L) {
   if (t->state == TASK_DONE) {
     me = t->sched->current;
     if (me != NULL && me->flags & TASK_INTERRUPTS && me->shield == 0 &&
-        me->held == 0)
+        !task_held(me))
       return task_raise(L, me);
     return push_outcome(L, t);
   }

@@ -96,8 +96,9 @@ struct task *sched_spawn(struct sched *s, lua_State *L, struct task *parent,
   s->alive++;
   t->state = TASK_WAITING; /* for sched_ready's assertion only */
   sched_ready(t);
-  if (parent->shield == 0 && parent->held == 0 &&
-      (parent->flags & TASK_CANCEL || parent->outcome != TASK_OK))
+  if (parent->shield == 0 &&
+      (parent->flags & TASK_CANCEL || parent->outcome != TASK_OK) &&
+      !task_held(parent))
     cancel_newborn(L, t);
   return t;
 }
@@ -127,7 +128,7 @@ struct task *tree_next(struct task *top, struct task *t, int skip) {
 static int is_kept(const struct task *t) {
   const struct task *parent = t->parent;
   return (t->flags & TASK_IN_SHIELD && parent->shield > 0) ||
-         (parent->held > 0 && parent->state != TASK_JOINING);
+         (parent->state != TASK_JOINING && task_held(parent));
 }
 
 void tree_cancel_below(lua_State *L, struct task *top) {
@@ -152,7 +153,7 @@ int task_cancel(lua_State *L, struct task *t) {
 }
 
 void task_interrupts_due(lua_State *L, struct task *t) {
-  if (t->shield == 0 && t->held == 0 && (t->flags & TASK_CANCEL)) {
+  if (t->shield == 0 && (t->flags & TASK_CANCEL) && !task_held(t)) {
     record_get(L, t, "cancel"); /* children that were kept */
     tree_cancel_below(L, t);
     lua_pop(L, 1);
@@ -181,9 +182,15 @@ int task_set_limit(struct task *t, double seconds) {
   return seconds < 0 ? 0 : deadlines_arm(q, &t->limit, wait_due_ns(seconds));
 }
 
+int task_held(const struct task *t) {
+  const struct sched *s = t->sched;
+  return t->held > 0 || (t->loads > 0 && s->held_abroad != NULL &&
+                         s->held_abroad(s->held_ud, t));
+}
+
 int task_is_held(struct task *top) {
   struct task *t = top;
-  while (t != NULL && t->held == 0)
+  while (t != NULL && !task_held(t))
     t = tree_next(top, t, 0);
   return t != NULL;
 }

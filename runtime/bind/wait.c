@@ -79,7 +79,7 @@ static struct task *check_here(lua_State *L, struct sched *s,
 }
 
 static int no_interrupt(const struct task *t) {
-  return !(t->flags & TASK_INTERRUPTS) || t->shield > 0 || t->held > 0;
+  return !(t->flags & TASK_INTERRUPTS) || t->shield > 0 || task_held(t);
 }
 
 int task_may_wait(lua_State *L, struct sched *s, const char *what,
@@ -261,9 +261,9 @@ void task_complete(struct task *t, task_push_fn *push, void *arg) {
 
 /* Wakes t with the value of its interrupt, if it waits and may be told. */
 void wait_deliver(lua_State *L, struct task *t) {
-  if (!(t->flags & TASK_INTERRUPTS) || t->shield > 0 || t->held > 0 ||
+  if (!(t->flags & TASK_INTERRUPTS) || t->shield > 0 ||
       t->state != TASK_WAITING || (t->flags & TASK_ABANDONED) ||
-      t == t->sched->current || t->sched->closing)
+      t == t->sched->current || t->sched->closing || task_held(t))
     return;
   if (t->forget != NULL)
     t->forget(L, t, t->forget_arg);

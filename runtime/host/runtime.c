@@ -255,6 +255,7 @@ static void empty_loop(moonstash *m) {
 /* Frees the state and the loop. The scheduler has begun to close. */
 static void close_bind(moonstash *m) {
   bind_redis_close(&m->bind);
+  bind_stop_cache(&m->bind);
   empty_loop(m);
   assert(m->bind.sched.open_handles == 0);
   bind_close(&m->bind);
@@ -268,9 +269,12 @@ static int open_bind(moonstash *m) {
   struct bind_host host = {m,           log_line,  uncaught,
                            get_setting, configure, get_redis};
   unsigned flags = m->options.flags;
+  const struct bind *share = m->options.share ? &m->options.share->bind : NULL;
   int rc = bind_open(&m->bind, &m->loop, &host,
                      (flags & MOONSTASH_NO_ENV ? BIND_NO_ENV : 0) |
-                         (flags & MOONSTASH_NO_FFI ? BIND_NO_FFI : 0));
+                         (flags & MOONSTASH_NO_FFI ? BIND_NO_FFI : 0),
+                     share);
+  m->options.share = NULL; /* it may close before this one */
   if (rc == 0)
     return 0;
   close_bind(m);
