@@ -283,6 +283,11 @@ uint64_t clock_now_ms(void) {
   return is_time(word) ? word : publish(system_ms());
 }
 
+const uint64_t *clock_word(void) {
+  static_assert(sizeof(_Atomic uint64_t) == sizeof(uint64_t), "a plain word");
+  return (const uint64_t *)&process_clock.word;
+}
+
 uint64_t clock_update(void) {
   uint64_t now_ms = system_ms();
   uint64_t word = raise_word(now_ms);

@@ -204,6 +204,7 @@ describe("the cache module", function()
     local handle = cache.handle(cache.cached(print, { name = "meta.stats" }))
     local ratio = cache.plugins.hit_miss_ratio()
     assert.same(sorted(meta.classes["cache.Stats"]), sorted(cache.memory:stats()))
+    assert.same(sorted(meta.classes["cache.StoreStats"]), sorted(cache.memory:stats().store))
     assert.same(sorted(meta.classes["cache.HandleStats"]), sorted(handle:stats()))
     assert.same(sorted(meta.classes["cache.HitMissRatio"]), sorted(ratio.hit_miss_ratio))
     for name in pairs(ratio) do assert.truthy(meta.classes["cache.HitMissRatioPlugin"][name]) end

@@ -5,6 +5,7 @@
 local backend = require "moonstash.backend"
 local host = require "moonstash.host"
 local redis = require "moonstash.redis"
+local evict = require "cache.evict"
 local hooks = require "cache.hooks"
 local memory = require "cache.memory"
 local raise = require "cache.raise"
@@ -19,17 +20,25 @@ local alias = {}
 local DEFAULT_TTL = { memory = "default_ttl", persistent = "persistent_ttl" }
 local LATER = { tiered = true }
 local FIELDS = { backend = "string", max_bytes = "any", ttl = "any", serializer = "any",
-  namespace = "string", plugins = "table", copy = "boolean" }
+  namespace = "string", plugins = "table", copy = "boolean", near_entries = "any",
+  near_bytes = "any" }
 local MAX_MS = 2 ^ 53 -- beyond 285,000 years: never
 local MIN_BYTES = 64 * 1024 -- of an alias's own store
-local NEAR_MAX = 16384 -- decoded values that an alias with copy = false keeps
+-- Bounds of near copies. A table of that many names (3/4 of 2^14) is built anew in
+-- less than a millisecond; of 2^14 it takes longer, and so does the collector.
+local NEAR_ENTRIES, NEAR_BYTES = 12288, 4 * 1024 * 1024
+local NEAR_ENTRIES_MAX, NEAR_BYTES_MAX = 2 ^ 24, 2 ^ 31 - 1 -- what LuaJIT has room for
 local ALIASES_MAX = 100 -- each may have two of the backend's 256 views
 
 -- name -> {name, driver: cache.memory or cache.redis, view: its memory backend,
 -- remote: its Redis backend or nil, redis: the same, which stays when it leaves,
 -- timeout: seconds (Redis), ttl_ms,
--- ns: prefix of keys or "", serializer, plugins: list or nil, near: decoded
--- values or nil (copy = true), generation: grows when it is configured}
+-- ns: prefix of keys or "", serializer, plugins: list or nil, shared: copy is
+-- false, near: the pool of near copies (cache/near.lua), another one each time
+-- that the alias is configured, fast: the same, but nil where there is more to
+-- do than to look there: on Redis, with plugins, or caching off,
+-- watched: the view that on_evict hears of or nil, generation: grows when it is
+-- configured}
 local aliases = {}
 local definitions = {} -- name -> a copy of what configure_caches was given
 
@@ -75,33 +84,34 @@ function alias.prefix(namespace)
   return namespace ~= "" and namespace .. ":" or ""
 end
 
---- Decoded values, by joined key, for those who share them.
-function alias.new_near()
-  return { values = {}, versions = {}, packed = {}, count = 0, generation = 0 }
-end
-
-local function empty_near(near)
-  near.values, near.versions, near.packed, near.count = {}, {}, {}, 0
-end
-
---- The near copies, without those from before the alias was configured: they
---- may be of another store, whose versions say nothing here.
-function alias.valid_near(near, the_alias)
-  if near.generation ~= the_alias.generation then
-    empty_near(near)
-    near.generation = the_alias.generation
+--- The near copies that all share who read keys with that prefix as the alias
+--- says.
+function alias.index(the_alias, ns)
+  local pool = the_alias.near
+  local found = pool.by_ns[ns]
+  if not found then
+    found = alias.memory.index(pool, ns, the_alias.shared, the_alias.serializer, true)
+    pool.by_ns[ns] = found
   end
-  return near
+  return found
 end
 
---- Keeps a decoded value (packed: the results of a function); the whole lot
---- goes when there are too many.
-function alias.keep_near(near, joined, value, version, packed)
-  if near.versions[joined] == nil then
-    if near.count >= NEAR_MAX then empty_near(near) end
-    near.count = near.count + 1
+memory.index = alias.index
+
+-- A fresh pool: what was kept may be of another view, or read otherwise. The
+-- counts of a view go on. On Redis the old one stays, closed: a finalizer that
+-- comes while the alias moves finds one at any moment.
+local function open_near(the_alias, definition)
+  local pools, view, old = the_alias.pools or {}, the_alias.view, the_alias.near
+  local fresh
+  if not the_alias.remote then
+    local entries, bytes = definition.near_entries, definition.near_bytes
+    fresh = alias.memory.near(the_alias, entries or NEAR_ENTRIES, bytes or NEAR_BYTES, pools[view])
+    pools[view] = fresh
   end
-  near.values[joined], near.versions[joined], near.packed[joined] = value, version, packed
+  the_alias.pools, the_alias.near = pools, fresh or old
+  the_alias.fast = alias.state.enabled and not the_alias.plugins and fresh or nil
+  if old then alias.memory.close(old) end
 end
 
 -- ---- definitions -------------------------------------------------------------
@@ -110,6 +120,14 @@ local function check_max_bytes(value, what)
   if type(value) ~= "number" or not (value >= MIN_BYTES and value < MAX_MS) then
     raise("%s.max_bytes must be a number of bytes, at least %d, not %s", what, MIN_BYTES,
       tostring(value))
+  end
+end
+
+local function check_near(definition, name, most, what)
+  local value = definition[name]
+  if value == nil then return end
+  if type(value) ~= "number" or value % 1 ~= 0 or value < 0 or value > most then
+    raise("%s.%s must be an integer from 0 to %d, not %s", what, name, most, tostring(value))
   end
 end
 
@@ -141,6 +159,8 @@ local function check_definition(name, definition)
     end
     check_max_bytes(definition.max_bytes, what)
   end
+  check_near(definition, "near_entries", NEAR_ENTRIES_MAX, what)
+  check_near(definition, "near_bytes", NEAR_BYTES_MAX, what)
   if definition.ttl ~= nil then alias.ttl_ms(definition.ttl, what) end
   if definition.serializer ~= nil then serializer.find(definition.serializer, what) end
   if definition.plugins ~= nil then hooks.check(definition.plugins, what) end
@@ -159,25 +179,41 @@ end
 
 local leases -- the view of all aliases on Redis
 
+-- The name of an alias's view. That of the leases is no alias's, and C's strings
+-- end with a zero.
+local function view_name(name)
+  return (name:gsub("[%z%%]", { ["\0"] = "%0", ["%"] = "%%" }))
+end
+
 -- The alias's backend: a view of the common store, or of one of its own. The
 -- one that is not in use stays, for loads in flight point to it.
 local function view_of(the_alias, remote, max_bytes)
   if remote then
-    leases = leases or backend.view()
+    leases = leases or backend.view "%leases"
     return leases
   end
   local which = max_bytes and "own" or "common"
   local view = the_alias[which]
   if view and max_bytes then backend.resize(max_bytes, view) end
-  the_alias[which] = view or backend.view(max_bytes)
+  the_alias[which] = view or backend.view(view_name(the_alias.name), max_bytes)
   return the_alias[which]
 end
 
+-- An alias that moves leaves nothing behind, and finds nothing that a load has
+-- left there since: unless another runtime uses that view, whose entries they
+-- are.
+local function empty(view)
+  if not backend.shared(view) then backend.clear(view, "") end
+end
+
 local function open_view(the_alias, remote, max_bytes)
+  local before = the_alias.view
   local view = view_of(the_alias, remote, max_bytes)
-  if view == the_alias.view then return end
-  if the_alias.view then backend.clear(the_alias.view, "") end
-  backend.clear(view, "") -- what a load has left there since
+  if view == before then return end
+  if before then
+    empty(before)
+    empty(view)
+  end
   the_alias.view = view
   alias.memory.open(the_alias)
 end
@@ -189,10 +225,11 @@ local function is_remote(name, definition, configured)
 end
 
 -- Takes the alias to Redis, or back to memory. A load in flight is not stored on
--- Redis: it may have begun under another server or namespace.
+-- Redis: it may have begun under another server or namespace. (Those of other
+-- runtimes are not, either; but that is when one is configured, not opened.)
 local function choose_driver(the_alias, remote)
   if remote then
-    backend.clear(the_alias.view, "")
+    if the_alias.generation then backend.clear(the_alias.view, "") end
     the_alias.redis = the_alias.redis or redis.view()
   end
   the_alias.remote = remote and the_alias.redis or nil
@@ -215,8 +252,10 @@ local function apply(name, configured)
   the_alias.serializer = definition.serializer or serializer.native
   local plugins = definition.plugins
   the_alias.plugins = plugins and #plugins > 0 and plugins or nil
-  the_alias.near = definition.copy == false and not the_alias.remote and alias.new_near() or nil
+  evict.follow(the_alias, alias.state.enabled)
   the_alias.generation = (the_alias.generation or 0) + 1
+  the_alias.shared = definition.copy == false
+  open_near(the_alias, definition)
 end
 
 local function apply_all()
@@ -275,8 +314,13 @@ function alias.configure(values, new)
   check_redis(values, new)
   settings.overlay(values)
   for name, definition in pairs(new) do definitions[name] = copy_definition(definition) end
-  backend.resize(settings.get "memory_max_bytes")
+  if values.memory_max_bytes ~= nil then backend.resize(settings.get "memory_max_bytes") end
   apply_all()
+end
+
+--- Lets all near copies go: the clock has moved, and they do not look there.
+function alias.forget_near()
+  for name, each in pairs(aliases) do open_near(each, definitions[name] or {}) end
 end
 
 --- Empties every alias, whether caching is on or not.

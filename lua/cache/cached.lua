@@ -4,15 +4,15 @@
 local backend = require "moonstash.backend"
 local alias = require "cache.alias"
 local keys = require "cache.key"
+local memory = require "cache.memory"
 local raise = require "cache.raise"
-local serializer = require "cache.serializer"
 local wrap = require "cache.wrap"
 
-local state, get = alias.state, alias.memory.get
+local state, look, get_near = alias.state, alias.memory.find, memory.get_near
 local of_arguments, check_key, check_room = keys.of_arguments, keys.check, keys.check_room
 local read_waited, read_given, find = wrap.read_waited, wrap.read_given, wrap.find
 local finish, give, note, ns_of = wrap.finish, wrap.give, wrap.note, wrap.ns
-local native = serializer.native
+local read, index_of, new_index = wrap.read, wrap.index, wrap.new_index
 local RESULTS = backend.RESULTS
 local HIT, TOKEN, AGAIN = backend.LEASE_HIT, backend.LEASE_TOKEN, backend.LEASE_AGAIN
 local GIVEN, DIRECT = backend.LEASE_GIVEN, backend.LEASE_DIRECT
@@ -154,31 +154,64 @@ function call_remote(self, key, refresh, ...)
   return leased_remote(self, ns, key, refresh, outcome, a, ...)
 end
 
--- The way of a call with hooks, another serializer, shared copies or a server.
+-- The way of a call with hooks or a server.
 local function call_slowly(self, key, ...)
   if self.alias.remote then return call_remote(self, key, false, ...) end
   return found_or_loaded(self, key, { n = select("#", ...), ... }, find(self, ns_of(self), key))
 end
 
+local PLAIN = { string = true, number = true, boolean = true }
+local READ_CODE = alias.memory.READ
+local NOT_NEAR = { pool = false, map = {} } -- an index that is nobody's
+
+-- What find or fetch has given, to be read by the serializer.
+local function read_hit(self, code, value, ...)
+  return found_or_loaded(self, key_of(self, ...), { n = select("#", ...), ... },
+    read(self, code < READ_CODE and code or code - READ_CODE, value))
+end
+
+-- A call that has not found its results as they are by that name.
+local function call(self, index, name, code, value, ...)
+  if not state.enabled then return self.fn(...) end
+  if code ~= nil and code > RESULTS then return read_hit(self, code, value, ...) end
+  local key, the_alias = key_of(self, ...), self.alias
+  if not the_alias.fast then return call_slowly(self, key, ...) end
+  if index == self.by_argument and not PLAIN[type(name)] then
+    index, name = index_of(self, ns_of(self)), key
+  elseif index.pool ~= the_alias.fast then
+    index = new_index(self)
+    self.by_argument = index
+  end
+  local format
+  format, value = get_near(index, the_alias, key, name, "cached")
+  if format == nil then
+    self.misses = self.misses + 1
+    return lease(self, key, nil, ...)
+  end
+  if format > RESULTS or not index.plain then return read_hit(self, format, value, ...) end
+  self.hits = self.hits + 1
+  if format == RESULTS then return unpack(value, 1, value.n) end
+  return value
+end
+
 -- The wrapper itself: on a hit without closures, tables and C calls, so that
--- it compiles.
+-- it compiles, and all in one function, as only so can a trace begin in it that
+-- hands `...` on to nobody. A call with one plain argument finds its near copy by
+-- that: no key is made.
 local function wrapper(self)
-  local the_alias = self.alias
-  local plain = not self.near and (self.serializer == nil or self.serializer == native)
   return function(...)
-    if not state.enabled then return self.fn(...) end
-    local key = key_of(self, ...)
-    if not plain or the_alias.plugins or the_alias.near or the_alias.remote
-      or (self.serializer or the_alias.serializer) ~= native then
-      return call_slowly(self, key, ...)
+    local index, name = self.by_argument, ...
+    if (not index or select("#", ...) ~= 1) and state.enabled and self.alias.fast then
+      name = key_of(self, ...)
+      index = index_of(self, self.ns or self.alias.ns)
     end
-    local format, value = get(the_alias, self.ns or the_alias.ns, key)
-    if format == nil or format > RESULTS then
-      self.misses = self.misses + 1
-      return lease(self, key, nil, ...)
+    local code, value
+    if index then code, value = look(index, name) end
+    if code == nil or code < 0 or code > RESULTS then
+      return call(self, index, name, code, value, ...)
     end
     self.hits = self.hits + 1
-    if format == RESULTS then return unpack(value, 1, value.n) end
+    if code == RESULTS then return unpack(value, 1, value.n) end
     return value
   end
 end
@@ -271,6 +304,7 @@ function cached.cached(fn, opts)
   self.key, self.skip_self = opts.key, opts.skip_self
   self.prefix = name and keys.prefix(name)
   if not (opts.key or opts.key_builder or opts.skip_self) then self.keys, self.key_count = {}, 0 end
+  self.by_argument = self.keys and NOT_NEAR
   self.wrapper = wrapper(self)
   self.handle = setmetatable({}, Handle)
   selves[self.wrapper], selves[self.handle] = self, self

@@ -89,6 +89,7 @@ function cache.testing.advance(seconds)
       type(seconds) == "number" and tostring(seconds) or type(seconds))
   end
   backend.advance(math.floor(seconds * 1000 + 0.5))
+  alias.forget_near()
 end
 
 return cache

@@ -33,10 +33,15 @@ local decode_bytes, huge, setmetatable = native.decode_bytes, math.huge, setmeta
 local use_ffi = not host.no_ffi and jit.status() and pcall(require, "ffi")
 local hot = require(use_ffi and "cache.memory_ffi" or "cache.memory_c")
 
+local READ = hot.READ
+
 local memory = { hot = hot }
 
+-- memory.index(alias, ns) is alias.lua's: the index of near copies of a prefix.
+
 local STATUS = {
-  [backend.ETOOLARGE] = { "too_large", "the value is too large for this cache" },
+  [backend.ETOOLARGE] = { "too_large", "the key and value are too large for this cache" },
+  [backend.ECLOSED] = { "closed", "the store is that of the process this one was forked from" },
   [backend.ENOMEM] = { "no_memory", "out of memory" },
   [backend.ETYPE] = { "type", "the value is not an integer" },
   [backend.ERANGE] = { "range", "the sum is beyond 2^53" },
@@ -65,22 +70,53 @@ function memory.encode_results(ser, n, ...)
 end
 
 function memory.get(alias, ns, key, _, reader, what)
-  local format, value = hot.get(alias, ns, key)
+  local format, value
+  if reader == alias.serializer then
+    format, value = memory.get_near(memory.index(alias, ns), alias, key, key, what)
+  else
+    format, value = hot.get(alias, ns, key)
+  end
   if format == nil then return nil, nil, false end
   local err
   value, err = decode(reader, format, value, what)
   return value, err, err == nil and value ~= nil
 end
 
+--- The format and value of a key by way of an index of near copies, where it
+--- has that name.
+function memory.get_near(index, alias, key, name, what)
+  local format, value = hot.find(index, name)
+  if format ~= nil then
+    if format < 0 then return nil end
+    return format < READ and format or format - READ, value
+  end
+  return hot.fetch(index, alias, index.ns, key, name, what)
+end
+
 function memory.find(alias, ns, key)
   return hot.get(alias, ns, key)
 end
 
-function memory.set(alias, ns, key, _, bytes, format, ttl, what)
-  local status = hot.set(alias, ns, key, bytes, format, ttl)
+local function is_special(opts)
+  return opts and (opts.pin or opts.weight)
+end
+
+local function set(alias, ns, key, opts, bytes, format, ttl)
+  if not is_special(opts) then return hot.set(alias, ns, key, bytes, format, ttl) end
+  return backend.set_with(alias.view, ns, key, bytes, format, ttl, opts.pin, opts.weight or 0)
+end
+
+local function set_error(status, what, opts)
+  if status ~= backend.ETOOLARGE or not is_special(opts) then return status_error(status, what) end
+  return errors.new("too_large", what .. ": the value is too large for this cache with its weight, "
+    .. "or for the half of it that may be pinned")
+end
+
+function memory.set(alias, ns, key, opts, bytes, format, ttl, what)
+  local status = set(alias, ns, key, opts, bytes, format, ttl)
   if status == 1 then return true end
   forget(format, bytes)
-  return nil, status_error(status, what)
+  return nil, set_error(status, what, opts)
 end
 
 function memory.add(alias, ns, key, _, bytes, format, ttl, what)
@@ -90,8 +126,14 @@ function memory.add(alias, ns, key, _, bytes, format, ttl, what)
   return nil, status_error(status, what)
 end
 
-function memory.remove(alias, ns, key)
-  return hot.remove(alias, ns, key)
+-- A count, or nil, err.
+local function counted(status, what)
+  if status >= 0 then return status end
+  return nil, status_error(status, what)
+end
+
+function memory.remove(alias, ns, key, _, what)
+  return counted(hot.remove(alias, ns, key), what)
 end
 
 function memory.exists(alias, ns, key)
@@ -122,6 +164,7 @@ end
 function memory.get_many(alias, ns, keys, _, reader)
   local found, bad = {}, nil
   local formats, values = backend.get_many(alias.view, ns, keys)
+  if not formats then return found, status_error(values, "multi_get") end
   for i = 1, #keys do
     local format, value = formats[i], values[i]
     if format == TABLE or format == RESULTS then value = decode_bytes(value) end
@@ -140,10 +183,10 @@ function memory.get_many(alias, ns, keys, _, reader)
 end
 
 -- Stores one by one: which of the keys cannot be stored, and why the first.
-local function failing(alias, ns, keys, values, formats, ttl)
+local function failing(alias, ns, keys, opts, values, formats, ttl)
   local bad, first
   for i = 1, #keys do
-    local status = hot.set(alias, ns, keys[i], values[i], formats[i], ttl)
+    local status = set(alias, ns, keys[i], opts, values[i], formats[i], ttl)
     if status ~= 1 then
       forget(formats[i], values[i])
       bad = bad or {}
@@ -153,20 +196,21 @@ local function failing(alias, ns, keys, values, formats, ttl)
   return bad, first
 end
 
-function memory.set_many(alias, ns, keys, _, values, formats, ttl)
+function memory.set_many(alias, ns, keys, opts, values, formats, ttl)
   if formats[1] ~= REFERENCE -- which must not be stored twice
+    and not is_special(opts)
     and backend.set_many(alias.view, ns, keys, values, formats, ttl) == 1 then
     return true
   end
-  local bad, status = failing(alias, ns, keys, values, formats, ttl)
+  local bad, status = failing(alias, ns, keys, opts, values, formats, ttl)
   if not bad then return true end
-  local err = status_error(status, "multi_set")
+  local err = set_error(status, "multi_set", opts)
   err.keys = bad
   return nil, err
 end
 
 function memory.remove_many(alias, ns, keys)
-  return backend.remove_many(alias.view, ns, keys)
+  return counted(backend.remove_many(alias.view, ns, keys), "multi_delete")
 end
 
 function memory.clear(alias, prefix)
@@ -179,7 +223,11 @@ function memory.raw()
 end
 
 function memory.stats(alias)
-  return backend.stats(alias.view)
+  local stats = backend.stats(alias.view)
+  local entries, bytes, hits, misses = hot.near_stats(alias.near)
+  stats.hits, stats.misses = stats.hits + hits, stats.misses + misses
+  stats.near_entries, stats.near_bytes, stats.near_hits = entries, bytes, hits
+  return stats
 end
 
 return memory

@@ -3,6 +3,7 @@
 -- `what` is the name that the user called, for messages.
 local backend = require "moonstash.backend"
 local alias = require "cache.alias"
+local evict = require "cache.evict"
 local errors = require "moonstash.error"
 local hooks = require "cache.hooks"
 local key = require "cache.key"
@@ -10,10 +11,12 @@ local raise = require "cache.raise"
 local serializer = require "cache.serializer"
 
 local check_key, check_room = key.check, key.check_room
-local state, memory = alias.state, alias.memory
+local state, find, fetch = alias.state, alias.memory.find, alias.memory.fetch
 local ttl_ms = alias.ttl_ms
-local native, decode = serializer.native, serializer.decode
-local TABLE, RESULTS = backend.TABLE, backend.RESULTS
+local decode = serializer.decode
+local TABLE = backend.TABLE
+local READ_CODE = alias.memory.READ
+local NOT_NEAR = { pool = false, map = {} } -- an index that is nobody's
 local type, next, pairs, tostring = type, next, pairs, tostring
 
 local object = {}
@@ -27,11 +30,14 @@ local function set_of(names)
 end
 
 local READ = set_of "timeout namespace loads"
-local WRITE = set_of "ttl timeout namespace dumps wait"
+local ADD = set_of "ttl timeout namespace dumps wait"
+local SET = set_of "ttl timeout namespace dumps wait pin weight"
 local CHANGE = set_of "timeout namespace wait"
 local COUNT = set_of "ttl timeout namespace"
 local LOOK = set_of "timeout namespace"
-local LATER = set_of "tags pin weight"
+local REFUSED = { tags = "not in this version", pin = "one of set and multi_set",
+  weight = "one of set and multi_set" }
+local WEIGHT_MAX = 2 ^ 31 -- bytes
 
 local CHECKS = {
   namespace = { "a string", function(v) return type(v) == "string" end },
@@ -39,6 +45,10 @@ local CHECKS = {
   dumps = { "a function", function(v) return type(v) == "function" end },
   loads = { "a function", function(v) return type(v) == "function" end },
   wait = { "a boolean", function(v) return type(v) == "boolean" end },
+  pin = { "a boolean", function(v) return type(v) == "boolean" end },
+  weight = { "an integer from 0 to 2^31", function(v)
+    return type(v) == "number" and v % 1 == 0 and v >= 0 and v <= WEIGHT_MAX
+  end },
 }
 
 -- Raises on an option that is unknown, wrong, or not there yet.
@@ -47,7 +57,7 @@ local function check_options(opts, known, what)
   for name, value in pairs(opts) do
     if not known[name] then
       raise("%s: the option '%s' is %s", what, tostring(name),
-        LATER[name] and "not in this version" or "unknown")
+        REFUSED[name] or "unknown")
     end
     local check = CHECKS[name]
     if check and not check[2](value) then
@@ -65,6 +75,16 @@ local function ttl_or_options(given, known, what)
   check_options(given, known, what)
   if given.ttl == nil then return given, nil end
   return given, ttl_ms(given.ttl, what)
+end
+
+-- The same for set and multi_set. What only a store in memory can do raises
+-- where it would be lost.
+local function set_options(self, given, what)
+  local opts, ttl = ttl_or_options(given, SET, what)
+  if opts and self.alias.remote and (opts.pin or (opts.weight or 0) > 0) then
+    raise("%s: pin and weight are for memory, and '%s' lives in Redis", what, self.alias.name)
+  end
+  return opts, ttl
 end
 
 -- The prefix of the object's keys: the alias's namespace and its own. It is
@@ -107,32 +127,11 @@ end
 
 -- ---- one key ------------------------------------------------------------------
 
--- The value out of the near copies, or decoded and kept there.
-local function get_shared(the_alias, ns, k, reader)
-  local near = the_alias.near
-  local format, value, version = memory.get_near(the_alias, ns, k, near)
-  if format == nil then
-    if version ~= true then return nil, nil, false end
-    if near.packed[ns .. k] then value = value[1] end
-    return value, nil, true
-  end
-  if format == RESULTS then
-    alias.keep_near(near, ns .. k, value, version, true)
-    return value[1], nil, true
-  end
-  local decoded, err = decode(reader, format, value, "get")
-  if type(decoded) == "table" then alias.keep_near(near, ns .. k, decoded, version) end
-  return decoded, err, err == nil and decoded ~= nil
-end
-
 -- The value, an error, and whether it was a hit.
 local function look_up(self, k, opts, what)
   local the_alias = self.alias
-  local ns, reader = ns_for(self, opts, k, what), reader_of(the_alias, opts)
-  if the_alias.near and reader == the_alias.serializer then
-    return get_shared(the_alias, ns, k, reader)
-  end
-  return the_alias.driver.get(the_alias, ns, k, opts, reader, what)
+  return the_alias.driver.get(the_alias, ns_for(self, opts, k, what), k, opts,
+    reader_of(the_alias, opts), what)
 end
 
 local function do_get(self, k, opts, default, what)
@@ -141,27 +140,51 @@ local function do_get(self, k, opts, default, what)
   return value, nil, hit
 end
 
-function object.get(self, k, default, opts, what)
+-- What is no plain value of the alias's own serializer.
+local function read(the_alias, format, value, default, what)
+  local err
+  value, err = decode(the_alias.serializer, format, value, what)
+  if value ~= nil then return value end
+  if err then return default, err end
+  return default
+end
+
+-- The way of what is not near.
+local function get(self, k, default, opts, what)
   check_key(k, what)
   if opts ~= nil then check_options(opts, READ, what) end
   if not state.enabled then return default end
   local the_alias = self.alias
-  if the_alias.plugins or the_alias.near or opts or the_alias.remote then
+  if the_alias.plugins or opts or the_alias.remote then
     local value, err = run(self, "get", k, opts, do_get, default, what)
     if err then return value, err end
     return value
   end
-  local format, value = memory.get(the_alias, ns_for(self, nil, k, what), k)
+  local index = self.index
+  if index.pool ~= the_alias.fast then
+    self.index = alias.index(the_alias, ns_of(self))
+    return object.get(self, k, default, opts, what) -- another object's may be near
+  end
+  local format, value = fetch(index, the_alias, check_room(index.ns, k, what), k, k, what)
   if format == nil then return default end
-  if format > TABLE or the_alias.serializer ~= native then
-    local err
-    value, err = decode(the_alias.serializer, format, value, what)
-    if value == nil then
-      if err then return default, err end
-      return default
+  if format > TABLE or not index.plain then return read(the_alias, format, value, default, what) end
+  return value
+end
+
+-- A name that is found near was a good key when it was kept, and then there
+-- was nothing to do but to look there: see the alias's `fast`.
+function object.get(self, k, default, opts, what)
+  if opts == nil then
+    local code, value = find(self.index, k)
+    if code ~= nil then
+      if code <= TABLE then
+        if value == nil then return default end -- ABSENT
+        return value
+      end
+      return read(self.alias, code < READ_CODE and code or code - READ_CODE, value, default, what)
     end
   end
-  return value
+  return get(self, k, default, opts, what)
 end
 
 -- The driver is the one that has encoded the value: a hook may have configured
@@ -184,7 +207,7 @@ end
 
 function object.set(self, k, value, given, what)
   check_key(k, what)
-  local opts, ttl = ttl_or_options(given, WRITE, what)
+  local opts, ttl = set_options(self, given, what)
   check_value(value, what)
   if not state.enabled then return true end
   local the_alias = self.alias
@@ -203,7 +226,7 @@ end
 
 function object.add(self, k, value, given)
   check_key(k, "add")
-  local opts, ttl = ttl_or_options(given, WRITE, "add")
+  local opts, ttl = ttl_or_options(given, ADD, "add")
   check_value(value, "add")
   if not state.enabled then return true end
   local driver = self.alias.driver
@@ -422,7 +445,7 @@ function Cache:multi_set(map, given)
   if type(map) ~= "table" then
     raise("multi_set: a map of values by key expected, not %s", type(map))
   end
-  local opts, ttl = ttl_or_options(given, WRITE, "multi_set")
+  local opts, ttl = set_options(self, given, "multi_set")
   local driver, writer = self.alias.driver, writer_of(self.alias, opts)
   local keys, values, formats = {}, {}, {}
   for k, value in pairs(map) do
@@ -469,7 +492,8 @@ function Cache:with_namespace(namespace)
     raise("with_namespace: the namespace must be a string, not %s",
       namespace == "" and "empty" or type(namespace))
   end
-  return setmetatable({ alias = self.alias, sub = self.sub .. namespace .. ":" }, Cache)
+  local sub = self.sub .. namespace .. ":"
+  return setmetatable({ alias = self.alias, sub = sub, index = NOT_NEAR }, Cache)
 end
 
 for method in ([[fetch fetch_many refresh remove_by_tag scan health lock
@@ -486,8 +510,11 @@ local objects = {}
 --- The Cache object of an alias: one per alias.
 function object.of(name, what)
   local found = alias.find(name, what)
-  objects[name] = objects[name] or setmetatable({ alias = found, sub = "" }, Cache)
+  objects[name] = objects[name]
+    or setmetatable({ alias = found, sub = "", index = NOT_NEAR }, Cache)
   return objects[name]
 end
+
+evict.client = function(name) return object.of(name, "on_evict") end
 
 return object

@@ -25,7 +25,9 @@ local serializer = {}
 -- The store holds a number, this the value. Numbers whose entries have gone
 -- come back through backend.dead, and are asked for before each new value and
 -- in each cycle of the collector: it is only for the collector that it matters.
-local values, last = {}, 0 -- number in the store -> value
+-- No other state has these numbers: what it has stored is not found here.
+local values = {} -- number in the store -> value
+local last, limit = 0, 0
 local watching = false
 
 local function forget_dead()
@@ -48,8 +50,10 @@ local function encode_reference(value)
   forget_dead()
   if not watching then
     watching = true
+    backend.watch_references()
     watch_collector()
   end
+  if last == limit then last, limit = backend.numbers() end
   last = last + 1
   values[last] = value
   return last, REFERENCE

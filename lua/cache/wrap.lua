@@ -3,6 +3,7 @@ local backend = require "moonstash.backend"
 local funcinfo = require("jit.util").funcinfo
 local alias = require "cache.alias"
 local errors = require "moonstash.error"
+local memory_driver = require "cache.memory"
 local hooks = require "cache.hooks"
 local native = require "cache.native"
 local object = require "cache.object"
@@ -110,7 +111,7 @@ function wrap.new(fn, opts, what)
     neg_ttl_ms = neg_ttl and alias.ttl_ms(neg_ttl, what, "neg_ttl") or nil,
     cache_if = opts.cache_if,
     serializer = ser,
-    near = opts.copy == false and alias.new_near() or nil,
+    shared = opts.copy == false,
     copies = opts.copy == true,
     what = what,
     hits = 0, misses = 0, loads = 0, errors = 0,
@@ -119,7 +120,7 @@ end
 
 -- ---- values --------------------------------------------------------------------
 
-local packed_mt = require("cache.memory").packed_mt
+local packed_mt, get_near = memory_driver.packed_mt, memory_driver.get_near
 
 --- What the backend or a load gave, as found, results...
 function wrap.read(self, format, value)
@@ -143,28 +144,32 @@ function wrap.read_given(given)
   return unpack(given, 1, given.n)
 end
 
-local function find_shared(self, near, ns, key)
-  alias.valid_near(near, self.alias)
-  local format, value, version = memory.get_near(self.alias, ns, key, near)
-  if format == nil then
-    if version ~= true then return false end
-    if near.packed[ns .. key] then return true, unpack(value, 1, value.n) end
-    return true, value
-  end
-  if format == RESULTS then
-    alias.keep_near(near, ns .. key, value, version, true)
-    return true, unpack(value, 1, value.n)
-  end
-  if format == REFERENCE then return read(self, format, value) end
-  local found, result = read(self, format, value)
-  if type(result) == "table" then alias.keep_near(near, ns .. key, result, version) end
-  return found, result
+-- Do hits share their tables?
+local function is_shared(self)
+  if self.alias.remote then return false end
+  return self.shared or not self.copies and self.alias.shared
 end
 
-local function near_of(self)
-  if self.alias.remote then return nil end
-  return self.near or (not self.copies and self.alias.near)
+--- An index of the wrapper's own in the alias's present pool of near copies.
+function wrap.new_index(self)
+  local the_alias = self.alias
+  return memory.index(the_alias.near, wrap.ns(self), is_shared(self),
+    self.serializer or the_alias.serializer, false)
 end
+
+-- The index of the wrapper's key strings: the one that all use who read this
+-- prefix, if this wrapper reads as they do.
+local function index_of(self, ns)
+  local the_alias = self.alias
+  local common = alias.index(the_alias, ns)
+  if common.shared == is_shared(self)
+    and common.reader == (self.serializer or common.reader) then
+    return common
+  end
+  if not self.index or self.index.pool ~= the_alias.near then self.index = wrap.new_index(self) end
+  return self.index
+end
+wrap.index = index_of
 
 local function find_remote(self, ns, key)
   local ser = self.serializer or self.alias.serializer
@@ -176,9 +181,7 @@ end
 
 local function find(self, ns, key)
   if self.alias.remote then return find_remote(self, ns, key) end
-  local near = near_of(self)
-  if near then return find_shared(self, near, ns, key) end
-  local format, value = memory.get(self.alias, ns, key)
+  local format, value = get_near(index_of(self, ns), self.alias, key, key, self.what)
   if format == nil then return false end
   return read(self, format, value)
 end
@@ -264,12 +267,15 @@ local function store(load, bytes, format, ttl_ms, ...)
 end
 
 -- Results that are not stored, for those who wait: a copy each, as they would
--- get from the cache. What cannot be copied they share.
+-- get from the cache. What cannot be copied they share, those of this runtime;
+-- for the others there is a copy as the second result.
 local function to_give(self, load, n, ...)
-  local shared = near_of(self) or (self.serializer or self.alias.serializer) == serializer.none
-  if not shared and backend.waiters(load) > 0 then
+  local none = (self.serializer or self.alias.serializer) == serializer.none
+  local shared = is_shared(self)
+  if not none and (not shared or backend.shared()) and backend.waiters(load) > 0 then
     local ok, bytes = pcall(native.encode_results, n, ...)
-    if ok then return bytes end
+    if ok and not shared then return bytes end
+    if ok then return { n = n, ... }, bytes end
   end
   return { n = n, ... }
 end

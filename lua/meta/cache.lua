@@ -75,9 +75,17 @@ local cache = {}
 ---@class cache.ChangeOptions : cache.CallOptions
 ---@field wait? boolean false: do not wait for the answer: true (delete, multi_delete: 1) at once
 
----@class cache.SetOptions : cache.ChangeOptions
+---@class cache.AddOptions : cache.ChangeOptions
 ---@field ttl? cache.TTL default: the alias's
 ---@field dumps? fun(value: any): string makes the bytes, instead of the alias's serializer
+
+---pin and weight are for memory: on an alias in Redis they raise. A pinned value
+---expires, is deleted, replaced and cleared like any other; a later set without
+---pin ends it. Half of the store's bound can be pinned, above that: "too_large".
+---With multi_set they are about each value.
+---@class cache.SetOptions : cache.AddOptions
+---@field pin? boolean true: it is never evicted for room
+---@field weight? integer bytes to count beside its own: of what it stands for; to 2^31
 
 ---@class cache.IncrementOptions : cache.CallOptions
 ---@field ttl? cache.TTL of a key that is new; default: never expires
@@ -123,6 +131,8 @@ local cache = {}
 ---@field plugins? cache.Plugin[] hooks run in this order
 ---@field copy? boolean default true; false: calls share one table, for reading only, but from Redis
 ---@field max_bytes? number bytes, at least 65,536: a store of its own, in memory
+---@field near_entries? integer default 12288: hot values kept in this Lua state; 0: none
+---@field near_bytes? integer default 4,194,304: bytes of these, with their keys
 
 -- ---- plugins ---------------------------------------------------------------------
 
@@ -135,9 +145,26 @@ local cache = {}
 ---what follows: its results, see the fields.
 ---@alias cache.PostHook async fun(client: Cache, key: any, opts: table?, took: number, ret, ...)
 
+---Called after a value has left the memory, with the key as it was given: the
+---alias's namespace is taken off, another one (options, with_namespace) is not.
+---@alias cache.EvictHook async fun(client: Cache, key: string, reason: cache.EvictReason)
+
+---@alias cache.EvictReason
+---| "size" # evicted for room
+---| "expired" # its time was over; told when that is noticed, by a look-up or a sweep
+---| "deleted" # by delete, multi_delete, invalidate
+---| "replaced" # by a newer value
+---| "cleared" # by clear, or as its alias moved to another store
+
 ---Hooks of an alias; other fields are the plugin's own. They may wait. One that
----raises is logged and ignored. A look-up by a cached function is a get, what it
----stores a set, invalidate a delete. While caching is disabled only raw has hooks.
+---raises is logged and ignored. on_evict runs later, in a task of the runtime's:
+---one call after the other, in the order in which values left, while the loop
+---turns; what is left at the end of the program is told before that ends. At most
+---65,536 events, or 16 MiB of keys, wait for their hooks: what comes beyond is
+---dropped, with one warning, and counted in stats (evict_events_lost). Redis tells
+---nobody: of an alias there on_evict is never called. A look-up by a cached
+---function is a get, what it stores a set, invalidate a delete. While caching is
+---disabled only raw has hooks.
 ---@class cache.Plugin
 ---@field pre_get? cache.PreHook
 ---@field post_get? cache.PostHook value or default; then err or nil; then whether it was a hit
@@ -169,6 +196,7 @@ local cache = {}
 ---@field post_touch? cache.PostHook boolean
 ---@field pre_raw? cache.PreHook key is the command
 ---@field post_raw? cache.PostHook the reply; or nil, err
+---@field on_evict? cache.EvictHook looked for when the alias is configured; memory only
 
 ---@class cache.TimingPlugin : cache.Plugin
 ---@field profiling table<string, number> get_count; get_total, _avg, _max, _min in seconds; set_...
@@ -190,7 +218,7 @@ local cache = {}
 ---@field keys? string[] multi_get, multi_set: the keys that it is about
 
 ---@alias cache.ErrorCode
----| "too_large" # above an eighth of its store's bound; Redis: 8 MiB to set, 64 MiB to get
+---| "too_large" # above 1/8 of a shard, pinned: half of the store; Redis: 8 MiB, to get 64
 ---| "type" # increment: the value is not an integer; Redis: a key of another type
 ---| "range" # increment: the sum is beyond 2^53
 ---| "decode" # the bytes are not what the serializer writes
@@ -200,7 +228,7 @@ local cache = {}
 ---| "connection" # Redis: not there, lost, or what answers is no Redis
 ---| "server" # Redis: an error reply, in the server's words
 ---| "overloaded" # Redis: too many commands, or bytes, wait already
----| "closed" # Redis: configured anew, or the runtime is closing
+---| "closed" # Redis: configured anew, or the runtime is closing; memory: in a forked child
 
 ---@class cache.Info of an entry
 ---@field age number? seconds since it was set; in Redis only of native values, but for integers
@@ -219,6 +247,23 @@ local cache = {}
 ---@field entries integer entries now
 ---@field bytes integer bytes of these entries, with their keys and headers
 ---@field max_bytes integer the bound of its store: the common one, or the alias's own
+---@field near_hits integer of the hits, those among near copies
+---@field near_entries integer near copies now, in this Lua state
+---@field near_bytes integer bytes of these, with their keys
+---@field evict_events_lost integer values that on_evict was not told of: too many waited
+---@field store cache.StoreStats of its store, with the entries of all aliases there
+
+---@class cache.StoreStats numbers of a store in memory
+---@field max_bytes integer the bound
+---@field bytes integer in use, all included: what the bound is about
+---@field live_bytes integer of these, keys, values and their headers
+---@field index_bytes integer and the table that finds them
+---@field policy_bytes integer and what is remembered to choose whom to evict
+---@field entries integer
+---@field lock_waits integer times that a look-up has waited for a lock
+---@field shards integer parts with a lock of their own
+---@field segment_bytes integer size of a piece of memory that values are written to
+---@field small_share number of the room, from 0 to 1, for values not used again so far
 
 ---@class cache.RedisStats counts of one alias in Redis since the start
 ---@field hits integer
@@ -397,8 +442,8 @@ function cache.plugins.hit_miss_ratio() end
 
 cache.testing = {}
 
----Moves the cache's clock of this runtime forward, for tests of TTLs. Redis has a
----clock of its own.
+---Moves the cache's clock of this runtime forward, for tests of TTLs; other runtimes
+---that share its entries keep theirs. Redis has a clock of its own.
 ---@param seconds number 0 to 1e9, to the millisecond
 function cache.testing.advance(seconds) end
 
@@ -469,7 +514,7 @@ function Cache:set(key, value, opts) end
 ---@async
 ---@param key string
 ---@param value any not nil
----@param opts? cache.TTL|cache.SetOptions seconds, or options; default: the alias's TTL
+---@param opts? cache.TTL|cache.AddOptions seconds, or options; default: the alias's TTL
 ---@return boolean? stored false when the key exists; nil when it could not be stored
 ---@return cache.Error? err "too_large", "no_memory"; Redis: see the top
 function Cache:add(key, value, opts) end

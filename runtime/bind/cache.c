@@ -6,7 +6,9 @@
  * may wait is a C function.
  *
  * The files: cache.c has the state, its views and the hot calls, cache_calls.c
- * the other calls, cache_lease.c the loads in flight.
+ * the other calls, cache_lease.c the loads in flight, cache_evict.c what leaves
+ * the store, cache_store.c what only a store in memory can do, cache_near.c
+ * what near copies need.
  *
  * Any Lua allocation may run a finalizer, and that may call the cache: bytes on
  * their way to Lua lie in a buffer that nobody else takes meanwhile.
@@ -23,9 +25,8 @@
 #include "memory/store.h"
 
 enum {
-  BUFFER_FIRST = 4096,   /* bytes of a new buffer */
-  BUFFER_KEEP = 1 << 20, /* a larger one is given back after its one value */
-  MAX_BYTES = 64 << 20   /* the store's bound where there is no setting */
+  BUFFER_FIRST = 4096,  /* bytes of a new buffer */
+  BUFFER_KEEP = 1 << 20 /* a larger one is given back after its one value */
 };
 
 static struct bind *bind_of(lua_State *L) {
@@ -90,50 +91,44 @@ const void *cache_value_bytes(lua_State *L, int index, uint32_t format,
 
 /* ---- the plain calls ---- */
 
-/* The store's call, under its mutex. Out of memory the value stays until the
- * state closes. */
-static void on_reference_drop(void *ud, const void *bytes, size_t length) {
-  struct cache_bind *c = ud;
-  struct dead *dead =
-      length == sizeof dead->number ? malloc(sizeof *dead) : NULL;
-  if (dead == NULL)
-    return;
-  memcpy(&dead->number, bytes, length);
-  dead->next = c->dead;
-  c->dead = dead;
-}
-
-/* dead() -> a number whose entry is gone, or nothing */
-static int l_dead(lua_State *L) {
-  struct cache_bind *c = cache_of(L);
-  struct dead *dead = c->dead;
-  if (dead == NULL)
-    return 0;
-  c->dead = dead->next;
-  lua_pushnumber(L, dead->number);
-  free(dead);
+/* class(name) -> its place in the lists of all states that share the cache */
+static int l_class(lua_State *L) {
+  unsigned place = pool_class(cache_of(L)->pool, luaL_checkstring(L, 1));
+  if (place == 0)
+    return luaL_error(L, "not enough memory");
+  lua_pushinteger(L, (lua_Integer)place);
   return 1;
 }
 
-/* view([max_bytes]) -> a new backend, as a pointer: of the process's store, or
- * of one of its own with that bound */
+/* view(name[, max_bytes]) -> the backend of that name, as a pointer: a view of
+ * the common store, or of one of its own with that bound */
 static int l_view(lua_State *L) {
   struct cache_bind *c = cache_of(L);
-  double max_bytes = luaL_optnumber(L, 1, 0);
-  struct store *store = c->store;
-  if (c->view_count == CACHE_VIEWS_MAX)
+  const char *name = luaL_checkstring(L, 1);
+  double max_bytes = luaL_optnumber(L, 2, 0);
+  int i = c->view_count;
+  if (i == CACHE_VIEWS_MAX)
     return luaL_error(L, "too many aliases: at most %d", CACHE_VIEWS_MAX);
-  if (max_bytes > 0 && store_open(&store, (size_t)max_bytes) < 0)
+  if (pool_view_open(c->pool, name, (size_t)max_bytes, &c->shared[i],
+                     &c->views[i]) < 0)
     return luaL_error(L, "not enough memory");
-  struct backend **view = &c->views[c->view_count];
-  if (store_view(store, view) < 0) {
-    if (store != c->store)
-      store_close(store);
+  c->view_count++;
+  if (cache_watch_view(c, c->views[i]) < 0)
     return luaL_error(L, "not enough memory");
-  }
-  store_watch_drops(*view, FORMAT_REFERENCE, on_reference_drop, c);
-  c->own[c->view_count++] = store != c->store ? store : NULL;
-  lua_pushlightuserdata(L, *view);
+  lua_pushlightuserdata(L, c->views[i]);
+  return 1;
+}
+
+/* shared([view]) -> has another runtime this view, or any, too? */
+static int l_shared(lua_State *L) {
+  struct cache_bind *c = cache_of(L);
+  int shared;
+  if (lua_isnoneornil(L, 1))
+    shared = pool_is_shared(c->pool);
+  else
+    shared = pool_view_is_shared(
+        c->pool, c->shared[cache_view_index(c, cache_check_view(L, 1))]);
+  lua_pushboolean(L, shared);
   return 1;
 }
 
@@ -258,8 +253,9 @@ static int l_stats(lua_State *L) {
   struct backend *view = cache_check_view(L, 1);
   struct backend_stats stats;
   view->ops->stats(view, cache_now(c), &stats);
-  stats.misses -= c->leases[cache_view_index(c, view)];
-  lua_createtable(L, 0, 9);
+  uint64_t asks = c->shared[cache_view_index(c, view)]->asks;
+  stats.misses -= asks < stats.misses ? asks : stats.misses;
+  lua_createtable(L, 0, 11);
   set_count(L, "hits", stats.hits);
   set_count(L, "misses", stats.misses);
   set_count(L, "sets", stats.sets);
@@ -269,6 +265,9 @@ static int l_stats(lua_State *L) {
   set_count(L, "entries", stats.entries);
   set_count(L, "bytes", stats.bytes);
   set_count(L, "max_bytes", stats.max_bytes);
+  set_count(L, "evict_events_lost", cache_events_lost(c, view));
+  cache_push_store(L, c, view);
+  lua_setfield(L, -2, "store");
   return 1;
 }
 
@@ -278,71 +277,82 @@ static int l_advance(lua_State *L) {
   return 0;
 }
 
-/* resize(bytes[, view]): the bound of the process's store, or of a view's own
- */
+/* resize(bytes[, view]): the bound of the common store, or of a view's */
 static int l_resize(lua_State *L) {
   struct cache_bind *c = cache_of(L);
-  struct store *store = c->store;
+  struct store *store = pool_store(c->pool);
   if (!lua_isnoneornil(L, 2))
-    store = c->own[cache_view_index(c, cache_check_view(L, 2))];
-  if (store != NULL)
-    store_resize(store, (size_t)luaL_checknumber(L, 1));
+    store = c->shared[cache_view_index(c, cache_check_view(L, 2))]->store;
+  store_resize(store, (size_t)luaL_checknumber(L, 1));
   return 0;
 }
 
 /* ---- open and close ---- */
 
-static double max_bytes_setting(struct bind *b) {
-  struct bind_setting setting;
-  for (int i = 0; b->host.setting(b->host.ud, i, &setting); i++)
-    if (strcmp(setting.name, "memory_max_bytes") == 0)
-      return setting.number;
-  return MAX_BYTES;
+/* Opens what the runtime shares with others, before the inbox: what fails
+ * here has nothing to close. */
+static int open_store(struct cache_bind *c) {
+  struct store *store = pool_store(c->pool);
+  struct backend *view;
+  if (store == NULL || store_view(store, &view) < 0)
+    return -ENOMEM;
+  c->views[c->view_count++] = view; /* the ops' source; its keys are unused */
+  c->api = (struct api){.context = c,
+                        .now = cache_now,
+                        .get = view->ops->get,
+                        .set = view->ops->set,
+                        .remove = view->ops->remove};
+  cache_open_near(c);
+  return 0;
 }
 
 static int open_cache(struct bind *b) {
   struct cache_bind *c = calloc(1, sizeof *c);
-  struct backend *view;
   if (c == NULL)
     return -ENOMEM;
   c->bind = b;
-  if (store_open(&c->store, (size_t)max_bytes_setting(b)) < 0)
-    goto no_store;
-  if (store_view(c->store, &view) < 0)
-    goto no_view;
-  c->views[c->view_count++] = view; /* the ops' source; its keys are unused */
-  c->api = (struct api){c, cache_now, view->ops->get, view->ops->set,
-                        view->ops->remove};
+  c->pool = b->pool;
+  int rc = open_store(c);
+  if (rc == 0)
+    rc = abroad_open(c);
+  if (rc < 0) {
+    if (c->view_count > 0)
+      c->views[0]->ops->close(c->views[0]);
+    free(c);
+    return rc;
+  }
+  sweep_open(c);
   b->cache = c;
   return 0;
+}
 
-no_view:
-  store_close(c->store);
-no_store:
-  free(c);
-  return -ENOMEM;
+void bind_stop_cache(struct bind *b) {
+  if (b->cache == NULL)
+    return;
+  abroad_stop(b->cache);
+  cache_stop_evict(b->cache);
+}
+
+static void free_buffers(struct cache_bind *c) {
+  for (struct buffer *each = c->buffers, *next; each != NULL; each = next) {
+    next = each->next;
+    free(each->bytes);
+    free(each);
+  }
 }
 
 void bind_close_cache(struct bind *b) {
   struct cache_bind *c = b->cache;
   if (c == NULL)
     return;
-  while (c->view_count > 0) {
-    struct backend *view = c->views[--c->view_count];
-    view->ops->close(view);
-    if (c->own[c->view_count] != NULL)
-      store_close(c->own[c->view_count]);
+  while (--c->view_count > 0) {
+    store_watch(c->views[c->view_count], NULL, NULL);
+    pool_view_close(c->pool, c->shared[c->view_count], c->views[c->view_count]);
   }
-  for (struct dead *each = c->dead, *next; each != NULL; each = next) {
-    next = each->next;
-    free(each);
-  }
-  store_close(c->store);
-  for (struct buffer *each = c->buffers, *next; each != NULL; each = next) {
-    next = each->next;
-    free(each->bytes);
-    free(each);
-  }
+  c->views[0]->ops->close(c->views[0]);
+  abroad_close(c);
+  cache_free_evict(c);
+  free_buffers(c);
   free(c);
   b->cache = NULL;
 }
@@ -373,8 +383,11 @@ static void set_constants(lua_State *L) {
       {"LEASE_BUSY", LEASE_BUSY},
       {"ETOOLARGE", BACKEND_ETOOLARGE},
       {"ENOMEM", BACKEND_ENOMEM},
+      {"ECLOSED", BACKEND_ECLOSED},
       {"KEY_MAX", BACKEND_KEY_MAX},
       {"ITEM_SIZE", sizeof(struct backend_item)},
+      {"NEAR_SEEN", CACHE_SEEN},
+      {"NEAR_SIZE", sizeof(struct cache_near)},
   };
   for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
     lua_pushinteger(L, constants[i].value);
@@ -386,8 +399,8 @@ int bind_open_cache(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"view", l_view},       {"get", l_get},       {"set", l_set},
       {"remove", l_remove},   {"clear", l_clear},   {"stats", l_stats},
-      {"advance", l_advance}, {"resize", l_resize}, {"dead", l_dead},
-      {NULL, NULL},
+      {"advance", l_advance}, {"resize", l_resize}, {"class", l_class},
+      {"shared", l_shared},   {NULL, NULL},
   };
   struct bind *b = bind_of(L);
   if (b->cache == NULL && open_cache(b) < 0)
@@ -397,6 +410,8 @@ int bind_open_cache(lua_State *L) {
   bind_add_functions(L, b, functions);
   bind_add_functions(L, b, cache_calls);
   bind_add_functions(L, b, cache_leases);
+  bind_add_functions(L, b, cache_evicts);
+  bind_add_functions(L, b, cache_stores);
   set_constants(L);
   lua_pushlightuserdata(L, &b->cache->api);
   lua_setfield(L, -2, "api");

@@ -1,5 +1,8 @@
 /* What the files of the cache's C half share: cache.c (state, hot calls),
- * cache_calls.c (the other calls), cache_lease.c (loads in flight). */
+ * cache_calls.c (the other calls), cache_lease.c (loads in flight),
+ * cache_abroad.c (those of other runtimes), cache_sweep.c (what expires),
+ * cache_evict.c (values that leave), cache_store.c (what only memory can),
+ * cache_near.c (what near copies in Lua need). */
 #ifndef MOONSTASH_BIND_CACHE_INTERNAL_H
 #define MOONSTASH_BIND_CACHE_INTERNAL_H
 
@@ -7,6 +10,7 @@
 
 #include "backend.h"
 #include "bind/bind.h"
+#include "bind/pool.h"
 #include "memory/store.h"
 
 enum { CACHE_VIEWS_MAX = 256 }; /* aliases of one runtime */
@@ -32,6 +36,16 @@ enum {                 /* what lease returns first, beside the WAIT_ states */
        LEASE_BUSY      /* "try": another task loads it */
 };
 
+enum { CACHE_SEEN = 16384 }; /* marks; a power of two */
+
+/* What get_near says beside the value. */
+struct cache_near {
+  struct store_near store;
+  uint32_t *seen; /* CACHE_SEEN marks that entries leave there, or NULL */
+  uint32_t again; /* this one has left it before */
+  uint32_t pad;   /* unused */
+};
+
 /* What Lua casts the pointer of `api` to (lua/cache/memory_ffi.lua). */
 struct api {
   struct cache_bind *context;
@@ -41,6 +55,11 @@ struct api {
   int (*set)(BACKEND_KEY_ARGS, const void *bytes, size_t length,
              uint32_t format, uint64_t ttl_ms, struct backend_wait *wait);
   int (*remove)(BACKEND_KEY_ARGS, struct backend_wait *wait);
+  int (*get_near)(BACKEND_KEY_ARGS, void *buf, size_t cap,
+                  struct backend_item *out, struct cache_near *near);
+  uint32_t *(*view_words)(struct backend *view);
+  const uint64_t *clock;     /* the process clock's word */
+  const uint64_t *offset_ms; /* now() is ahead of it by that */
 };
 
 /* Where a value lies on its way from the backend to Lua. */
@@ -53,22 +72,33 @@ struct buffer {
 
 struct cache_bind {
   struct bind *bind;
-  struct store *store;                /* the process's default one */
-  struct store *own[CACHE_VIEWS_MAX]; /* a view's own store, or NULL; by view */
-  struct dead *dead;                  /* references whose entries are gone */
+  struct pool *pool;   /* the bind's */
+  struct evict *evict; /* NULL until something is watched */
   struct backend *views[CACHE_VIEWS_MAX];
-  uint64_t leases[CACHE_VIEWS_MAX]; /* misses that lease has counted, by view */
+  struct pool_view *shared[CACHE_VIEWS_MAX]; /* by view; [0] is NULL */
   int view_count;
   uint64_t offset_ms; /* what tests have advanced the clock by */
   struct api api;
   struct buffer *buffers; /* all of them; mostly one */
   struct waiter *woken;   /* by the end of the load that ends just now */
-};
+  struct load *loads;     /* those in flight */
+  struct waiter *abroad;  /* waiters for loads of other runtimes */
+  uint64_t looks;         /* how often the loads were looked through */
+  struct pool_member member;
+  uv_async_t async;     /* news in the inbox; keeps the loop alive while
+                           somebody waits abroad */
+  uv_timer_t sweeper;   /* never keeps it alive */
+  size_t sweep_entries; /* of the next step */
+  int sweeping;         /* the common store: there is more to do */
+  uint64_t round;       /* of looks at the waits abroad */
+  uint64_t watched_ms;  /* when the waits abroad were last looked through */
 
-/* The number of a Lua value whose entry is gone; see REFERENCE. */
-struct dead {
-  struct dead *next;
-  double number;
+  pthread_mutex_t lock; /* guards all below: any thread */
+  pthread_cond_t paid;  /* owed has become 0 */
+  struct waiter *inbox; /* abroad, and woken; the first came last */
+  unsigned owed;        /* forgotten waiters whose wake is still to come */
+  int asked;            /* somebody abroad wants the loads looked at */
+  int stopped;          /* the handles are closing */
 };
 
 union cache_scratch {
@@ -96,8 +126,33 @@ void cache_release_buffer(struct buffer *b);
 int cache_view_index(const struct cache_bind *c, const struct backend *view);
 
 /* More functions of the module. */
-extern const luaL_Reg cache_calls[], cache_leases[];
+extern const luaL_Reg cache_calls[], cache_leases[], cache_evicts[],
+    cache_stores[];
+/* Fills in the part of api that near copies need. */
+void cache_open_near(struct cache_bind *c);
 /* Makes the metatable of loads. */
 void cache_open_leases(lua_State *L);
+
+/* cache_abroad.c: opens the inbox, 0 or a negative errno; begins to close its
+ * handle; frees it when no wake is under way any more. */
+int abroad_open(struct cache_bind *c);
+void abroad_stop(struct cache_bind *c);
+void abroad_close(struct cache_bind *c);
+/* Looks for waits abroad that have come to be for ever, and ends them. */
+void abroad_watch(struct cache_bind *c);
+
+/* cache_sweep.c */
+void sweep_open(struct cache_bind *c);
+/* A new view: watched, if values are kept by reference already. 0, or -1
+ * without memory. */
+int cache_watch_view(struct cache_bind *c, struct backend *view);
+/* How many events of the view were dropped. */
+uint64_t cache_events_lost(struct cache_bind *c, const struct backend *view);
+/* Closes the handle; frees what watched the views, which are closed. */
+void cache_stop_evict(struct cache_bind *c);
+void cache_free_evict(struct cache_bind *c);
+/* Pushes a table of what is known of a view's store. */
+void cache_push_store(lua_State *L, struct cache_bind *c,
+                      const struct backend *view);
 
 #endif

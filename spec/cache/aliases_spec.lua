@@ -76,6 +76,10 @@ describe("configure_caches, misused,", function()
     refuses(": serializer must be native, json", { serializer = "xml" })
     refuses(": serializer must be native, json", { serializer = 5 })
     refuses(": a serializer is {dumps = function, loads = function}", { serializer = {} })
+    for _, bad in pairs { -1, 1.5, 2 ^ 31, "5", true, 0 / 0, math.huge } do
+      refuses(".near_entries must be an integer from 0 to 16777216", { near_entries = bad })
+      refuses(".near_bytes must be an integer from 0 to 2147483647", { near_bytes = bad })
+    end
     refuses(".namespace must be a string, not number", { namespace = 5 })
     refuses(".copy must be a boolean, not string", { copy = "no" })
     refuses(".plugins must be a table, not function", { plugins = print })

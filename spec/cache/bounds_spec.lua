@@ -15,8 +15,8 @@ describe("the byte bound", function()
     local ok, err = memory:set("k", ("x"):rep(64 * KIB))
     assert.is_nil(ok)
     assert.equal("too_large", err.code)
-    assert.equal("set: the value is too large for this cache", tostring(err))
-    assert.equal("set: the value is too large for this cache", err.message)
+    assert.equal("set: the key and value are too large for this cache", tostring(err))
+    assert.equal("set: the key and value are too large for this cache", err.message)
     assert.equal("old", memory:get "k")
     ok, err = cache.set_cached("k", { ("x"):rep(64 * KIB) })
     assert.is_nil(ok)
@@ -44,8 +44,8 @@ describe("the byte bound", function()
   it("may be lowered and raised while entries exist", function()
     for i = 1, 1000 do memory:set("k" .. i, ("x"):rep(KIB)) end
     assert.equal(1000, memory:stats().entries)
-    cache.configure_caches { memory_max_bytes = 128 * KIB }
-    assert.is_true(memory:stats().bytes <= 128 * KIB)
+    cache.configure_caches { memory_max_bytes = 256 * KIB }
+    assert.is_true(memory:stats().bytes <= 256 * KIB)
     assert.is_true(memory:stats().entries > 50)
     cache.configure_caches { memory_max_bytes = "64M" }
     for i = 1, 1000 do memory:set("k" .. i, ("x"):rep(KIB)) end
@@ -70,7 +70,8 @@ describe("stats", function()
     fn()
     local after, result = memory:stats(), {}
     for name, value in pairs(after) do
-      if value ~= before[name] then result[name] = value - before[name] end
+      local differs = value ~= before[name] and name ~= "store" and not name:find "^near"
+      if differs then result[name] = value - before[name] end
     end
     return result
   end
@@ -94,7 +95,7 @@ describe("stats", function()
   it("has every counter as a number", function()
     local stats = memory:stats()
     for _, name in ipairs { "hits", "misses", "sets", "deletes", "evictions", "expired", "entries",
-      "bytes", "max_bytes" } do
+      "bytes", "max_bytes", "near_entries", "near_bytes", "near_hits" } do
       assert.is_number(stats[name], name)
     end
   end)

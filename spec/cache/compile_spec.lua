@@ -9,11 +9,15 @@ local ipairs, tostring = ipairs, tostring -- busted's globals are slow to find
 if not jit.status() then return end -- nothing to see
 
 local LOOPS = 2000
+local FIRST = 400
 
 -- Where a trace begins is a matter of counters: the compiler may begin at a
 -- function that is called in the loop, see that it leaves it, and begin anew.
--- Only an abort of another kind says that something cannot be compiled.
+-- So it does when a near copy is looked at for the first time since the hand has
+-- passed: the next time there is nothing to write, which the guard says. Only an
+-- abort of another kind says that something cannot be compiled.
 local BEGINS_ANEW = {
+  "guard would always fail",
   "leaving loop in root trace", "inner loop in root trace", "loop unroll limit reached",
   "call unroll limit reached", "down%-recursion, restarting", "retry recording",
 }
@@ -38,6 +42,7 @@ local function compile(code, a, b)
       looped = looped or util.traceinfo(number).linktype == "loop"
     end
   end
+  loop(a, b, FIRST) -- what is there only once, a cached function's load, say
   jit.flush()
   collectgarbage()
   jit.attach(on_trace, "trace")
@@ -83,4 +88,21 @@ describe("a loop of", function()
   local keys = {}
   for i = 1, 100 do keys[i] = "many:" .. i end
   compiles("get with many keys", "local v = a:get(b[i % 100 + 1])", memory, keys)
+  compiles("get in a namespace", "local v = a:get 'key'", memory:with_namespace "compile")
+  compiles("get, misses and sets in turn",
+    "local k = b[i % 100 + 1] if not a:get(k) then a:set(k, k) else a:delete(k) end", memory, keys)
+  compiles("a cached function's hit, many strings", "local v = a(b[i % 100 + 1])",
+    cache.cached(function(k) return k end, { name = "compile.many" }), keys)
+
+  it("get of hot keys is nothing but looks at near copies", function()
+    for _, key in ipairs(keys) do memory:set(key, text) end
+    for _ = 1, 3 do
+      for _, key in ipairs(keys) do memory:get(key) end
+    end
+    local before = memory:stats()
+    local aborts, looped = compile("local v = a:get(b[i % 100 + 1])", memory, keys)
+    assert.equal("", aborts)
+    assert.is_true(looped)
+    assert.equal(10 * LOOPS + FIRST, memory:stats().near_hits - before.near_hits)
+  end)
 end)

@@ -396,6 +396,16 @@ local function living()
     assert.equal("new", c:get "b")
   end)
 
+  it("knows no entry younger than now, however many there are at once", function()
+    if not backend.in_process then return end
+    for i = 1, 30000 do
+      c:set("k", i)
+    end
+    local age = c:info("k").age
+    pass(60) -- until no number is ahead of the clock
+    assert.is_true(age >= 0 and age < seconds(60))
+  end)
+
   it("informs", function()
     assert.is_nil(c:info "k")
     c:set("k", "12345", seconds(10))
@@ -512,7 +522,7 @@ local function bulk()
       local ok, err = c[op](c, op == "set" and "k" or "other", backend.too_large)
       assert.is_nil(ok)
       assert.equal("too_large", err.code)
-      assert.equal(op .. ": the value is too large for this cache", tostring(err))
+      assert.equal(op .. ": the key and value are too large for this cache", tostring(err))
     end
     assert.equal("old", c:get "k")
   end)

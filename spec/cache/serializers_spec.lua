@@ -425,7 +425,7 @@ describe("the serializer none", function()
       for i = 1, 20 do c:set("k" .. i, 1) end
     end))
     use("none", { max_bytes = 2 ^ 16 })
-    assert.is_true(20 > lets_go(function() for i = 1, 5000 do c:set("other" .. i, i) end end))
+    assert.is_true(20 > lets_go(function() for i = 1, 8000 do c:set("other" .. i, i) end end))
     assert.is_true(c:stats().evictions > 4000)
     use "none" -- the store with them is not in use any more
     for _ = 1, 4 do collectgarbage() end
