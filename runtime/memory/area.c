@@ -13,7 +13,8 @@
  * In a large store memory beyond the first 2 MiB of a window is asked for in
  * huge pages, as far as the shard's share of the bound reaches: with them a
  * miss of the cache costs a third less. In a small one the last page of each
- * window, half empty, would weigh more than that. After fork the child finds
+ * window, half empty, would weigh more than that, and a call that needs a huge
+ * page of fragmented memory can take milliseconds. After fork the child finds
  * all of it zero (WIPEONFORK), and so no entry, no version that a near copy
  * knows, and `alive` 0.
  */
@@ -31,7 +32,7 @@ static const size_t step_bytes = 64 << 10; /* of the first huge page */
 static const size_t tail_bytes = 1 << 20;  /* more than any item's claim */
 static const size_t window_most = (size_t)4 << 30; /* offsets have 32 bits */
 static const size_t window_usual = (size_t)1 << 30;
-static const size_t huge_bound = (size_t)512 << 20; /* of stores with them */
+static const size_t huge_bound = (size_t)2 << 30; /* of stores with them */
 
 static size_t round_up(size_t n, size_t unit) {
   return (n + unit - 1) / unit * unit;
