@@ -443,12 +443,14 @@ static void op_remove_many(void) {
 }
 
 /* A sum in the place of the one before: whether that counts as a value that was
- * replaced is left open, so both are right. */
+ * replaced is left open, so both are right; it may also have gone for the room
+ * that its own successor needs. */
 static void replace_sum(const struct target *t, int64_t sum) {
   struct value *v = &t->space->keys[t->key].value;
   for (size_t i = 0; i < t->space->noted; i++) {
     const struct event *e = &t->space->events[i];
-    if (e->key != t->key || e->reason != STORE_REPLACED)
+    if (e->key != t->key ||
+        (e->reason != STORE_REPLACED && e->reason != STORE_SIZE))
       continue;
     struct value old = *v;
     space_leave(t->space, t->key, STORE_REPLACED, f.now);
