@@ -104,17 +104,22 @@ static struct page *page_of(const struct shard *shard, uint64_t hash) {
   return index_page(shard->store, shard->directory, hash);
 }
 
-int index_find(const struct target *at, struct place *place) {
-  struct page *page = page_of(at->shard, at->hash);
-  uint8_t tag = index_tag(at->hash);
+/* The slot of a target's entry or, without a target, the one that points to an
+ * offset. Inlined into both callers, so that neither asks which it is. */
+static inline __attribute__((always_inline)) int
+search(const struct shard *shard, uint64_t hash, const struct target *at,
+       uint32_t offset, struct place *place) {
+  struct page *page = page_of(shard, hash);
+  uint8_t tag = index_tag(hash);
   uint64_t second;
-  shard_assert_locked(at->shard);
-  place->home = index_bucket(page, at->hash, 0);
+  place->home = index_bucket(page, hash, 0);
   for (unsigned probe = 0; probe < PROBES; probe++) {
-    struct bucket *bucket = index_bucket(page, at->hash, probe);
+    struct bucket *bucket = index_bucket(page, hash, probe);
     for (unsigned bits = index_match(bucket, tag); bits; bits &= bits - 1) {
       unsigned slot = (unsigned)__builtin_ctz(bits);
-      if (item_matches(at, log_item(at->shard, bucket->items[slot]), &second)) {
+      uint32_t item = bucket->items[slot];
+      if (at ? item_matches(at, log_item(shard, item), &second)
+             : item == offset) {
         place->bucket = bucket;
         place->slot = slot;
         return 1;
@@ -126,25 +131,14 @@ int index_find(const struct target *at, struct place *place) {
   return 0;
 }
 
+int index_find(const struct target *at, struct place *place) {
+  shard_assert_locked(at->shard);
+  return search(at->shard, at->hash, at, 0, place);
+}
+
 int index_find_item(struct shard *shard, uint64_t hash, uint32_t offset,
                     struct place *place) {
-  struct page *page = page_of(shard, hash);
-  uint8_t tag = index_tag(hash);
-  place->home = index_bucket(page, hash, 0);
-  for (unsigned probe = 0; probe < PROBES; probe++) {
-    struct bucket *bucket = index_bucket(page, hash, probe);
-    for (unsigned bits = index_match(bucket, tag); bits; bits &= bits - 1) {
-      unsigned slot = (unsigned)__builtin_ctz(bits);
-      if (bucket->items[slot] == offset) {
-        place->bucket = bucket;
-        place->slot = slot;
-        return 1;
-      }
-    }
-    if (bucket->passed == 0)
-      break;
-  }
-  return 0;
+  return search(shard, hash, NULL, offset, place);
 }
 
 static int find_free_in(struct page *page, uint64_t hash, struct place *place) {
